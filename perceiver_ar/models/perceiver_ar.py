@@ -1,0 +1,280 @@
+"""Perceiver AR (https://arxiv.org/abs/2202.07765): a long context read by few latents, causally."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from perceiver_ar.blocks.attention import MultiHeadAttention
+from perceiver_ar.blocks.cross_entropy import TokenLoss, chunked_cross_entropy
+from perceiver_ar.blocks.layers import MLP, CrossAttentionLayer, SelfAttentionLayer, make_norm
+from perceiver_ar.blocks.positions import RotaryAngles, rotary_frequencies, token_positions
+from perceiver_ar.models.config import PRESETS, PerceiverARConfig
+
+if TYPE_CHECKING:
+    from perceiver_ar.models.cache import PerceiverARCache
+
+
+__all__ = ["PRESETS", "PerceiverAR", "PerceiverARConfig", "PerceiverAROutput", "draw_prefix_keep"]
+
+
+@dataclass
+class PerceiverAROutput:
+    hidden: Tensor
+    """Final latents (batch, N, num_channels), after the output norm where there is one."""
+    logits: Tensor | None
+    """(batch, N, vocab_size); None when targets were given: the loss never holds them all."""
+    loss: TokenLoss | None
+
+
+class TokenEmbedding(nn.Module):
+    """(batch, length) ids -> (batch, length, channels): tokens, plus learned positions where configured."""
+
+    def __init__(self, config: PerceiverARConfig) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.input_channels)
+        self.positions = nn.Embedding(config.max_seq_len, config.input_channels) if config.learned_positions else None
+
+    def forward(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        embedded = self.tokens(input_ids)
+        return embedded if self.positions is None else embedded + self.positions(positions)
+
+
+class PerceiverAR(nn.Module):
+    """Next-token model whose last tokens, the latents, read the whole context once and then only each other."""
+
+    def __init__(self, config: PerceiverARConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing: Literal["none", "full", "offload"] = "none"
+        """``full`` recomputes layers in the backward pass; ``offload`` also keeps their inputs in host memory."""
+        self.embed = TokenEmbedding(config)
+        self.latent_projection = (
+            nn.Linear(config.input_channels, config.num_channels) if config.latent_projection else nn.Identity()
+        )
+        self.cross_attention = _cross_attention_layer(config)
+        self.self_attention = nn.ModuleList(_self_attention_layer(config) for _ in range(config.num_layers))
+        self.output_norm = make_norm(config.norm, config.num_channels) if config.output_norm else nn.Identity()
+        self.unembed = None if config.tied_output else nn.Linear(config.num_channels, config.vocab_size, bias=False)
+        self.output_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
+        self.apply(self.initialize)
+        self._initialize_residual_outputs()
+
+    def initialize(self, module: nn.Module) -> None:
+        """Draw one module's own weights from N(0, init_scale)."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.init_scale)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+    def _initialize_residual_outputs(self) -> None:
+        config = self.config
+        if config.depth_scaled_init:
+            scale = config.init_scale / (2 * (config.num_layers + 1)) ** 0.5
+            for layer in (self.cross_attention, *self.self_attention):
+                nn.init.normal_(layer.attention.o_proj.weight, std=scale)
+                nn.init.normal_(layer.mlp.down.weight, std=scale)
+        if config.zero_init_output:
+            nn.init.zeros_(self.output_weight)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output projection's matrix (vocab_size, num_channels)."""
+        return self.embed.tokens.weight if self.unembed is None else self.unembed.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        prefix_length: int,
+        *,
+        key_valid: Tensor | None = None,
+        prefix_keep: Tensor | None = None,
+        cache: PerceiverARCache | None = None,
+        targets: Tensor | None = None,
+    ) -> PerceiverAROutput:
+        """Predict the token after each latent.
+
+        `input_ids` (batch, T): the first `prefix_length` tokens are read only, the N others are latents.
+        `key_valid` (batch, T) is False at padding, which may be anywhere and which nothing attends to; None means no
+        padding. `prefix_keep` (batch, K) holds the prefix positions to read, ascending (see `draw_prefix_keep`).
+        `targets` (batch, N) asks for the loss instead of logits; -100 is ignored.
+        With a `cache`, `input_ids` are the tokens after those already seen and `key_valid` covers both; after the first
+        call all new tokens are latents.
+
+        Raises ValueError where N is not in [1, max_latents] or T exceeds max_seq_len.
+        """
+        if cache is not None and cache.latents_seen:
+            prefix_length = 0
+            if cache.must_decode_singly(input_ids.shape[1]):
+                return self._decode_singly(input_ids, key_valid, cache)
+        hidden = self._latents(input_ids, prefix_length, key_valid, prefix_keep, cache)
+        if targets is None:
+            return PerceiverAROutput(hidden, F.linear(hidden, self.output_weight, self.output_bias), None)
+        loss = chunked_cross_entropy(
+            hidden.flatten(0, 1), self.output_weight, self.output_bias, targets.flatten(), z_loss=self.config.z_loss
+        )
+        return PerceiverAROutput(hidden, None, loss)
+
+    def _latents(
+        self,
+        input_ids: Tensor,
+        prefix_length: int,
+        key_valid: Tensor | None,
+        prefix_keep: Tensor | None,
+        cache: PerceiverARCache | None,
+    ) -> Tensor:
+        config = self.config
+        length = input_ids.shape[1]
+        num_latents = length - prefix_length
+        if not (prefix_length >= 0 and 1 <= num_latents <= config.max_latents and length <= config.max_seq_len):
+            raise ValueError(
+                f"{length} tokens with prefix_length {prefix_length} make {num_latents} latents; this model takes "
+                f"1 to {config.max_latents} latents and at most {config.max_seq_len} tokens"
+            )
+        seen = cache.tokens_seen if cache is not None else 0
+        latents_seen = cache.latents_seen if cache is not None else 0
+        if key_valid is None:
+            positions = torch.arange(seen, seen + length, device=input_ids.device)[None]
+        else:
+            positions = token_positions(key_valid)[:, seen:]
+        latent_positions = positions[:, prefix_length:]
+        latent_valid = None if key_valid is None else key_valid[:, seen + prefix_length - latents_seen :]
+        if prefix_keep is not None:
+            read = torch.cat(
+                (prefix_keep, torch.arange(prefix_length, length).to(prefix_keep).expand(len(input_ids), -1)), 1
+            )
+            input_ids = input_ids.gather(1, read)
+            positions = positions.expand(len(read), -1).gather(1, read)
+            key_valid = None if key_valid is None else key_valid.gather(1, read)
+
+        context = self.embed(input_ids, positions)
+        rotary_k = self._rotary(positions, config.input_channels)
+        latents = self._run(
+            self.cross_attention,
+            self.latent_projection(context[:, -num_latents:]),
+            context,
+            key_valid=None if key_valid is None else key_valid[:, -config.max_seq_len :],
+            rotary_q=None if rotary_k is None else rotary_k.last(num_latents),
+            rotary_k=rotary_k,
+            store=None if cache is None else cache.cross,
+        )
+        rotary = self._rotary(latent_positions, config.num_channels)
+        rotary_layers = config.num_layers if config.rotary_layers is None else config.rotary_layers
+        for i, layer in enumerate(self.self_attention):
+            latents = self._run(
+                layer,
+                latents,
+                key_valid=None if latent_valid is None else latent_valid[:, -config.max_latents :],
+                rotary=rotary if i < rotary_layers else None,
+                store=None if cache is None else cache.latents[i],
+            )
+        if cache is not None:
+            cache.advance(length, num_latents)
+        return self.output_norm(latents)
+
+    def _rotary(self, positions: Tensor, channels: int) -> RotaryAngles | None:
+        config = self.config
+        rotated = int(config.rotary_fraction * channels / config.num_heads) // 2 * 2
+        if rotated == 0:
+            return None
+        frequencies = rotary_frequencies(
+            rotated, config.rotary_base, endpoint=config.rotary_endpoint, device=positions.device
+        )
+        return RotaryAngles.at(positions, frequencies)
+
+    def _run(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if self.activation_checkpointing == "none" or not self.training:
+            return layer(*args, **kwargs)
+        offload = self.activation_checkpointing == "offload"
+        with torch.autograd.graph.save_on_cpu(pin_memory=args[0].is_cuda) if offload else nullcontext():
+            return checkpoint(layer, *args, use_reentrant=False, **kwargs)
+
+    def _decode_singly(self, input_ids: Tensor, key_valid: Tensor | None, cache: PerceiverARCache) -> PerceiverAROutput:
+        # Each token past a full window has a window of its own, which one right-aligned causal mask cannot express.
+        outputs = []
+        for i in range(input_ids.shape[1]):
+            valid = None if key_valid is None else key_valid[:, : cache.tokens_seen + 1]
+            outputs.append(self(input_ids[:, i : i + 1], 0, key_valid=valid, cache=cache))
+        hidden, logits = (
+            torch.cat(parts, dim=1) for parts in zip(*((o.hidden, o.logits) for o in outputs), strict=True)
+        )
+        return PerceiverAROutput(hidden, logits, None)
+
+
+def _cross_attention_layer(config: PerceiverARConfig) -> CrossAttentionLayer:
+    attention = MultiHeadAttention(
+        config.num_heads,
+        config.num_channels,
+        config.input_channels,
+        qk_channels=config.input_channels,
+        causal=True,
+        qkv_bias=config.qkv_bias,
+        output_bias=config.cross_attention_output_bias,
+        qk_norm=config.qk_norm,
+        dropout=config.attention_dropout,
+    )
+    return CrossAttentionLayer(
+        attention,
+        _mlp(config, config.cross_attention_widening),
+        (
+            make_norm(config.norm, config.num_channels),
+            make_norm(config.norm, config.input_channels),
+            make_norm(config.norm, config.num_channels),
+        ),
+        dropout=config.residual_dropout,
+        query_norm_on_latents=config.kv_norm == "prefix",
+    )
+
+
+def _self_attention_layer(config: PerceiverARConfig) -> SelfAttentionLayer:
+    attention = MultiHeadAttention(
+        config.num_heads,
+        config.num_channels,
+        config.num_channels,
+        causal=True,
+        qkv_bias=config.qkv_bias,
+        output_bias=config.self_attention_output_bias,
+        qk_norm=config.qk_norm,
+        dropout=config.attention_dropout,
+    )
+    norms = (make_norm(config.norm, config.num_channels), make_norm(config.norm, config.num_channels))
+    return SelfAttentionLayer(
+        attention, _mlp(config, config.self_attention_widening), norms, dropout=config.residual_dropout
+    )
+
+
+def _mlp(config: PerceiverARConfig, widening: float) -> MLP:
+    return MLP(config.num_channels, int(widening * config.num_channels), config.mlp, bias=config.mlp_bias)
+
+
+def draw_prefix_keep(seed: int, sample_indices: Tensor, prefix_length: int, dropout: float) -> Tensor | None:
+    """Which prefix positions each sample reads under prefix dropout, or None where it reads all of them.
+
+    (batch,) sample numbers -> (batch, K) ascending positions, K = prefix_length - int(prefix_length * dropout). A pure
+    function of (seed, sample), equal on every device and for every way of splitting a batch.
+    """
+    kept = prefix_length - int(prefix_length * dropout)
+    if kept == prefix_length:
+        return None
+    positions = torch.arange(prefix_length, device=sample_indices.device)
+    stream = _mix(_mix(torch.full_like(sample_indices, seed)) ^ sample_indices)
+    scores = _mix(stream[:, None] ^ positions)
+    return scores.argsort(dim=1, stable=True)[:, :kept].sort(dim=1).values
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's output function (Steele et al. 2014) on int64, whose products wrap as unsigned ones do."""
+    x = x + -0x61C8864680B583EB
+    x = (x ^ _shift_right(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shift_right(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

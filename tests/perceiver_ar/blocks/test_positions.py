@@ -1,0 +1,45 @@
+import torch
+
+from perceiver_ar.blocks.positions import RotaryAngles, rotary_frequencies, rotate, token_positions
+
+
+def angles_at(positions, channels=8):
+    return RotaryAngles.at(positions, rotary_frequencies(channels, 10_000.0))
+
+
+def test_rotation_is_complex_multiplication_of_channel_pairs():
+    x = torch.randn(2, 3, 5, 10, dtype=torch.float64)
+    positions = torch.tensor([[0, 1, 7, 100, 4095]])
+    rotated = rotate(x, angles_at(positions))
+    as_complex = torch.complex(x[..., :4], x[..., 4:8])
+    turn = torch.exp(1j * positions[0, :, None] * rotary_frequencies(8, 10_000.0).double())
+    expected = as_complex * turn
+    torch.testing.assert_close(rotated, torch.cat((expected.real, expected.imag, x[..., 8:]), -1), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        rotated[..., :2, :], torch.cat((expected.real, expected.imag, x[..., 8:]), -1)[..., :2, :]
+    )
+
+
+def test_scores_depend_on_relative_positions_only():
+    q, k = torch.randn(2, 1, 1, 6, 8)
+    positions = torch.arange(6)[None]
+    scores = [
+        rotate(q, angles_at(positions + shift)) @ rotate(k, angles_at(positions + shift)).mT for shift in (0, 1000)
+    ]
+    torch.testing.assert_close(*scores, rtol=1e-3, atol=1e-3)
+
+
+def test_rotation_gradient():
+    x = torch.randn(1, 2, 4, 8, dtype=torch.float64, requires_grad=True)
+    angles = RotaryAngles(*(t.double() for t in angles_at(torch.arange(4)[None])))
+    assert torch.autograd.gradcheck(lambda x: rotate(x, angles), (x,))
+
+
+def test_endpoint_spreads_frequencies_up_to_the_base():
+    frequencies = rotary_frequencies(8, 24.0, endpoint=True)
+    torch.testing.assert_close(frequencies, torch.tensor([1.0, 24 ** (-1 / 3), 24 ** (-2 / 3), 1 / 24]))
+
+
+def test_padding_does_not_advance_positions():
+    valid = torch.tensor([[0, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
+    assert token_positions(valid).tolist() == [[0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5]]
