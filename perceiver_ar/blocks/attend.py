@@ -259,12 +259,11 @@ class _FlashCPU(torch.autograd.Function):
         out, lse = reduce(lambda a, b: merge_partial(*a, *b), results)
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.mark_non_differentiable(lse)
-        ctx.set_materialize_grads(False)
         return out, lse
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, lse = ctx.saved_tensors
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         parts = [kernel(grad, q, k[:, :, keys], v[:, :, keys], out, lse, 0.0, square) for keys, square in ctx.parts]

@@ -91,11 +91,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.save_for_backward(*(gradients.tensors() if gradients is not None else ()))
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.mark_non_differentiable(nll, z)
-        ctx.set_materialize_grads(False)
         return nll.sum() + z_loss * z, nll, z
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (
             None if gradient is None else (gradient * grad_total).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -1,0 +1,29 @@
+"""The schema of `configs/corpora/*.yaml`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pretrain.corpus.sources import Source
+from pretrain.schema import FilePath, Section
+
+
+class PrepareConfig(Section):
+    """Everything that decides what a corpus folder holds."""
+
+    out: FilePath
+    """The corpus folder to write."""
+    sources: Annotated[list[Source], Field(min_length=1)]
+    """Where the documents come from; all of them are shuffled together."""
+    tokenizer: str = "bytes"
+    """`bytes`, a `tokenizer.json` (or the folder it lies in), or the name of a tokenizer on the Hugging Face Hub."""
+    end_token: str | None = None
+    """The token after every document; by default the tokenizer's usual one. Not for `bytes`."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the documents, chosen by the hash of their text."""
+    deduplicate: bool = True
+    """Keep one of the documents with exactly the same text."""
+    shard_mib: Annotated[float, Field(gt=0, le=1024)] = 64
+    """Size of a shard of tokens."""
