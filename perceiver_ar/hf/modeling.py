@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ class PerceiverARPreTrainedModel(PreTrainedModel):
 
     config_class = PerceiverARHFConfig
     base_model_prefix = ""
-    _no_split_modules: ClassVar[list[str]] = ["CrossAttentionLayer", "SelfAttentionLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _no_split_modules = ["CrossAttentionLayer", "SelfAttentionLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
     def __init__(self, config: PerceiverARHFConfig) -> None:
         super().__init__(config)
@@ -139,7 +139,8 @@ class PerceiverARForCausalLM(PerceiverARPreTrainedModel, GenerationMixin):
         ``sliding`` lets the oldest latent go, at constant cost a token: its influence stays in the later latents'
         keys and values, which the model has not seen in training. ``refresh`` instead recomputes the last
         `num_latents` tokens as the only latents, every ``max_latents - num_latents`` tokens or so: exact, and with
-        ``num_latents=max_latents`` (a full stack for every token) equal to decoding without a cache.
+        ``num_latents=max_latents`` (a full stack for every token) equal to decoding without a cache. The rows of a
+        batch are refreshed together: one whose prompt is shorter than `num_latents` earlier than it would be alone.
 
         Raises ValueError for `num_latents` outside 1 to `max_latents`, and where a model with learned positions would
         have to go beyond `max_seq_len` with a cache.

@@ -82,10 +82,13 @@ class PerceiverARConfig:
             raise ValueError("; ".join(problems))
 
     def _problems(self) -> Iterator[str]:
-        for name in ("vocab_size", "max_seq_len", "max_latents", "num_channels", "num_heads", "num_layers"):
-            if (value := getattr(self, name)) < 1:
-                yield f"{name} ({value}) must be at least 1"
-                return
+        sizes = ("vocab_size", "max_seq_len", "max_latents", "num_channels", "num_heads", "num_layers")
+        too_small = [f"{name} ({getattr(self, name)}) must be at least 1" for name in sizes if getattr(self, name) < 1]
+        if self.num_input_channels is not None and self.num_input_channels < 1:
+            too_small.append(f"num_input_channels ({self.num_input_channels}) must be at least 1, or null")
+        if too_small:
+            yield from too_small
+            return
         if self.max_latents > self.max_seq_len:
             yield f"max_latents ({self.max_latents}) must be at most max_seq_len ({self.max_seq_len})"
         for name, value in (("num_channels", self.num_channels), ("num_input_channels", self.input_channels)):
@@ -104,15 +107,18 @@ class PerceiverARConfig:
                 yield f"{name} ({value}) must be in [0, 1)"
         if not 0 <= self.rotary_fraction <= 1:
             yield f"rotary_fraction ({self.rotary_fraction}) must be in [0, 1]"
-        for name in ("rotary_base", "init_scale", "cross_attention_widening", "self_attention_widening"):
+        for name in ("rotary_base", "init_scale"):
             if (value := getattr(self, name)) <= 0:
                 yield f"{name} ({value}) must be positive"
+        for name in ("cross_attention_widening", "self_attention_widening"):
+            if (value := getattr(self, name)) * self.num_channels < 1:
+                yield f"{name} ({value}) must leave at least 1 hidden channel"
         if self.z_loss < 0:
             yield f"z_loss ({self.z_loss}) must not be negative"
 
     @property
     def input_channels(self) -> int:
-        return self.num_input_channels or self.num_channels
+        return self.num_channels if self.num_input_channels is None else self.num_input_channels
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> PerceiverARConfig:

@@ -1,0 +1,87 @@
+"""Train a model: one YAML file is one run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Running a script puts its own folder first, where `config` or `evaluate` would shadow other packages' modules.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import argparse
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pretrain.command_line import ArgumentParser
+from pretrain.config import RunConfig, load_config
+from pretrain.errors import BAD_INPUT, DONE, InputError, run_command
+from pretrain.preflight import check_run
+
+EXAMPLES = """\
+  deepspeed pretrain/train.py --config configs/demo.yaml
+  torchrun --nproc-per-node 8 pretrain/train.py --config configs/demo.yaml train.micro_batch=8
+  python pretrain/train.py --config configs/demo.yaml run.dir=runs/second optimizer.lr=1e-3
+  python pretrain/train.py --config configs/demo.yaml --dry-run --ranks 64 --tokens-per-second 2e6
+
+Run the same command again to go on from the newest checkpoint in run.dir.
+Exit codes: 0 done, 2 bad input, 3 training aborted, 75 stopped on request with a checkpoint saved.
+"""
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the run's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replaces a value of the file")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print what the run costs, start nothing"
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: processes (GPUs) of the run")
+    parser.add_argument(
+        "--tokens-per-second", type=float, metavar="R", help="with --dry-run: trained tokens of all ranks a second"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # launchers add it
+    arguments = parser.parse_intermixed_args(argv)
+    for option, value in {"--ranks": arguments.ranks, "--tokens-per-second": arguments.tokens_per_second}.items():
+        if value is not None and not arguments.dry_run:
+            raise InputError(f"{option}: goes with --dry-run only")
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{option}: must be greater than 0, not {value}")
+    return arguments
+
+
+def main(argv: Sequence[str]) -> int:
+    is_first_rank = os.environ.get("RANK", "0") == "0"
+    try:
+        arguments = parse(argv)
+        ranks = arguments.ranks or int(os.environ.get("WORLD_SIZE", "1"))
+        config = load_config(arguments.config, arguments.overrides)
+        check_run(config, ranks)
+    except InputError:
+        if is_first_rank:  # the others see the same
+            raise
+        return BAD_INPUT
+    if not arguments.dry_run:
+        run(config)
+    if is_first_rank:
+        from pretrain.dry_run import print_dry_run
+
+        print_dry_run(config, ranks, arguments.tokens_per_second)
+    return DONE
+
+
+def run(config: RunConfig) -> NoReturn:
+    # DeepSpeed takes seconds to import: bad input is not to wait for it.
+    from pretrain.distributed import leave
+    from pretrain.loop import train
+
+    try:
+        code = train(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = BAD_INPUT
+    leave(code)
+
+
+if __name__ == "__main__":
+    run_command(main)
