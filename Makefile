@@ -1,0 +1,76 @@
+# Needs python3 (3.11 to 3.13), make and gcc. `make` alone prints what there is.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+export PYTHON
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+
+# The stamp's name says what .venv was built from: any change of that, or a moved checkout, builds .venv anew.
+STAMP := .venv/built-$(shell { pwd; cat requirements.txt setup.py .ci/environment; } | sha256sum | cut -c1-16)
+
+# Without an accelerator DeepSpeed warns several times over that it takes the CPU.
+ifeq ($(wildcard /dev/nvidia* /dev/kfd /dev/dri /dev/accel*),)
+export DS_ACCELERATOR := cpu
+endif
+
+TRAIN := deepspeed --quiet --num_accelerators 1 pretrain/train.py --config configs/demo.yaml
+
+define DEMO_DONE
+
+The demo is complete; make demo again trains no further.
+  data/stdlib/             the corpus: token shards and their manifest
+  runs/demo/report.html    loss, learning rate, throughput and memory: open it in a browser
+  runs/demo/               resolved config.yaml, metrics.jsonl, checkpoints/
+  exports/demo/            the model as a Hugging Face folder
+Next:
+  source .venv/bin/activate
+  python pretrain/generate.py --model exports/demo --prompt 'import '
+  deepspeed pretrain/train.py --config configs/demo.yaml --dry-run model.num_layers=8
+  deepspeed pretrain/train.py --config configs/demo.yaml run.dir=runs/deeper model.num_layers=8
+  python benchmarks/step.py --config configs/demo.yaml
+endef
+export DEMO_DONE
+
+.PHONY: help environment demo test test-all lint types format clean
+
+help:  ## print this list
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
+
+environment: $(STAMP)  ## build .venv where it is missing or outdated
+
+$(STAMP):
+	@.ci/environment
+	@touch $@
+
+demo: $(STAMP)  ## prepare a corpus, train, evaluate, export, generate: about 10 minutes on 2 cores
+	python pretrain/prepare.py --config configs/corpora/stdlib.yaml
+	@echo "$(TRAIN)"
+	@# On Ctrl-C the launcher would die before its ranks have saved; ignoring it, it waits for them and returns 1 for their 75.
+	@trap 'interrupted=yes' INT; (trap '' INT; exec $(TRAIN)) || { code=$$?; \
+	  if [[ $$code = 75 || -n $${interrupted:-} ]]; then echo "Stopped. make demo goes on from the checkpoint."; fi; exit $$code; }
+	python pretrain/evaluate.py --checkpoint runs/demo
+	python pretrain/export.py --checkpoint runs/demo --out exports/demo
+	python pretrain/generate.py --model exports/demo --prompt $$'def read_lines(path):\n'
+	python pretrain/report.py runs/demo
+	@echo "$$DEMO_DONE"
+
+test: $(STAMP)  ## run the tests
+	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 8
+
+test-all: $(STAMP)  ## run the tests, the slow ones too
+	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 8 -m ''
+
+lint: $(STAMP)  ## check style and formatting
+	ruff check
+	ruff format --check
+
+types: $(STAMP)  ## check types
+	mypy
+
+format: $(STAMP)  ## fix style and formatting where a tool can
+	ruff check --fix
+	ruff format
+
+clean:  ## remove .venv and caches; data/, runs/ and exports/ stay
+	rm -rf .venv *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

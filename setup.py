@@ -1,0 +1,45 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="perceiver-ar",
+    version="0.1.0",
+    description="Train long-context Perceiver AR models on DeepSpeed ZeRO",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["perceiver_ar*", "pretrain*"]),
+    install_requires=[
+        "torch>=2.11",
+        "deepspeed==0.19.8",  # behaviour moves between patch releases
+        "einops>=0.8",
+        "transformers>=5.20,<6",
+        "tokenizers>=0.23",
+        "datasets>=5.0",
+        "huggingface_hub>=2.0",
+        "safetensors>=0.8",
+        "sentencepiece>=0.2",
+        "fsspec>=2026.1",
+        "numpy>=2.0",
+        "pydantic>=2.14,<3",
+        "PyYAML>=6.0",
+        "rich>=14",
+        "xxhash>=3.5",
+        "matplotlib>=3.10",
+        "tensorboard>=2.20",
+        "wandb>=0.30",
+    ],
+    extras_require={
+        "flash": ["flash-attn>=2.8"],
+        "audio": ["pretty_midi>=0.2.11"],
+        "vision": ["pillow>=12"],
+        "eval": ["lm-eval>=0.4.9"],
+        "dev": [
+            "pytest>=9",
+            "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
+            "hypothesis>=6.140",
+            "ruff>=0.17",
+            "mypy>=2.0",
+            "types-PyYAML>=6.0",
+        ],
+    },
+)
