@@ -27,6 +27,15 @@ class PerceiverARHFCache(Cache):
         """No limit: the oldest positions leave the window."""
         return -1
 
+    @property
+    def is_croppable(self) -> bool:
+        """No: a latent that has left the window cannot come back."""
+        return False
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Raises NotImplementedError."""
+        raise NotImplementedError("a Perceiver AR cache cannot take tokens back")
+
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.state.reorder(beam_idx)
 

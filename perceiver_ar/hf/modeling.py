@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.generation.configuration_utils import GenerationMode
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from perceiver_ar.hf.cache import PerceiverARHFCache
@@ -184,13 +185,15 @@ class PerceiverARForCausalLM(PerceiverARPreTrainedModel, GenerationMixin):
         self,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-        generation_mode: Any,
+        generation_mode: GenerationMode,
         batch_size: int,
         max_cache_length: int,
     ) -> None:
         if generation_config.cache_implementation not in (None, "dynamic"):
             kind = generation_config.cache_implementation
             raise ValueError(f"cache_implementation ({kind!r}) is not available for Perceiver AR; leave it out")
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            raise ValueError("assisted decoding takes tokens back, which a Perceiver AR cache cannot do")
         if generation_config.use_cache is False:
             return
         if self.config.learned_positions and max_cache_length >= self.config.max_seq_len:

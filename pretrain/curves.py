@@ -1,0 +1,62 @@
+"""Line charts as SVG text that takes its colours of ink and paper from the page around it."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+INK = "#010203"
+"""Drawn with, then replaced by the page's own text colour."""
+PALETTE = ("#4c8dd6", "#e07b39")
+"""Readable on white and on black."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    label: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    """None leaves a gap."""
+
+
+def draw_curves(
+    title: str, curves: Sequence[Curve], levels: Mapping[str, float], *, identity: str, x_label: str = "step"
+) -> str:
+    """An ``<svg>`` element with `curves` and labelled horizontal lines at `levels`.
+
+    Its element ids begin with `identity`, so that several charts can stand on one page.
+    """
+    style: dict[Any, Any] = {
+        key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    }
+    fonts = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "svg.hashsalt": identity}
+    with matplotlib.rc_context(style | fonts):
+        figure = Figure(figsize=(4.6, 2.9), layout="constrained")
+        axes = figure.subplots()
+        for curve, colour in zip(curves, PALETTE, strict=False):
+            y = [float("nan") if value is None else value for value in curve.y]
+            axes.plot(curve.x, y, color=colour, label=curve.label, linewidth=1.4, marker="o", markersize=2)
+        for name, value in levels.items():
+            axes.axhline(value, color=INK, linewidth=0.8, linestyle=":")
+            place = axes.get_yaxis_transform()
+            axes.text(0.99, value, name, transform=place, ha="right", va="bottom", fontsize=8)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel(x_label)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+        if any(curve.label for curve in curves):
+            axes.legend(frameon=False)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{identity}-", svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1)

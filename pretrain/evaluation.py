@@ -1,0 +1,141 @@
+"""Score a stream of tokens: every token once, each with as much context before it as the model can read.
+
+The windows are those of training (`StridedWindows`), so a token's loss is that of one definite latent behind one
+definite prefix, whatever the batch size or the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pretrain.corpus import StridedWindows, TokenStream
+
+POSITION_BUCKETS = 16
+
+Score = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
+"""(input_ids (b, T), targets (b, N), key_valid (b, T) or None) -> nats per target (b, N), 0 where it is ignored (-100).
+
+Of a model in evaluation mode; the last N inputs are the latents.
+"""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What one pass over a stream adds up to. Both tensors are sums: all-reduced in place, they join the ranks."""
+
+    nll: Tensor
+    """Nats, (POSITION_BUCKETS,) float64, by where in the window the scoring latent is, first to last."""
+    counts: Tensor
+    """Tokens scored, float64, by the same buckets."""
+    seconds: float
+    tokens_per_byte: float
+    """Of the whole split: turns nats per token into bits per byte."""
+
+    @property
+    def tokens(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def nll_sum(self) -> float:
+        return float(self.nll.sum())
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nll_sum / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """Per token; infinite where it leaves the range of a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        return self.loss / math.log(2) * self.tokens_per_byte
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    @property
+    def loss_by_position(self) -> list[float | None]:
+        """Nats per token in each bucket; None where none of its latents is scored."""
+        sums = zip(self.nll.tolist(), self.counts.tolist(), strict=True)
+        return [nll / count if count else None for nll, count in sums]
+
+
+def evaluate_stream(
+    score: Score,
+    stream: TokenStream,
+    *,
+    context: int,
+    latents: int,
+    stride: int,
+    batch: int,
+    tokens_per_byte: float,
+    device: torch.device,
+    reach: int | None = None,
+    max_windows: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> EvaluationResult:
+    """Score every token of `stream` but the first, or `max_windows` windows spread evenly, `batch` windows at a time.
+
+    A window of `context` tokens scores the last `stride` of its `latents`. `reach` leaves only the last so many tokens
+    of the prefix in the input (None: all of it); the latents, and so the tokens scored, stay the same. This rank takes
+    every `world_size`-th window and calls `score` as often as every other rank, so that `score` may be collective.
+    `progress` is told (windows done, windows in all) of this rank.
+
+    Raises InputError where the stream is too short or its files are damaged.
+    """
+    dataset = StridedWindows(stream, context=context, latents=latents, stride=stride)
+    windows = spread_evenly(len(dataset), max_windows)
+    mine = windows[rank::world_size]
+    buckets = torch.arange(latents) * POSITION_BUCKETS // latents
+    nll = torch.zeros(POSITION_BUCKETS, dtype=torch.float64)
+    counts = torch.zeros(POSITION_BUCKETS, dtype=torch.float64)
+    started = time.perf_counter()
+    for start in range(0, math.ceil(len(windows) / world_size), batch):
+        numbers = mine[start : start + batch]
+        # A rank that has run out of windows goes through the motions with one that counts for nothing.
+        input_ids, targets, key_valid = _batch(dataset, numbers or windows[:1], reach, device)
+        with torch.no_grad():
+            losses = score(input_ids, targets, key_valid)
+        if numbers:
+            nll.index_add_(0, buckets, losses.double().sum(0).cpu())
+            counts.index_add_(0, buckets, (targets != -100).double().sum(0).cpu())
+        if progress is not None:
+            progress(min(start + batch, len(mine)), len(mine))
+    return EvaluationResult(nll, counts, time.perf_counter() - started, tokens_per_byte)
+
+
+def spread_evenly(windows: int, limit: int | None) -> list[int]:
+    """`limit` of the numbers below `windows`, each from the middle of an equal part; all of them without a limit."""
+    if limit is None or limit >= windows:
+        return list(range(windows))
+    return [(2 * i + 1) * windows // (2 * limit) for i in range(limit)]
+
+
+def _batch(
+    dataset: StridedWindows, numbers: Sequence[int], reach: int | None, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The windows as `Score` takes them: their prefixes cut on the left to `reach` tokens."""
+    windows = [dataset.window(number) for number in numbers]
+    start = 0 if reach is None else max(0, dataset.context - dataset.latents - reach)
+    full = np.ones(dataset.context, dtype=bool)
+    input_ids = np.stack([window.input_ids[start:] for window in windows])
+    targets = np.stack([window.targets for window in windows])
+    valid = np.stack([full if window.valid is None else window.valid for window in windows])[:, start:]
+    return (
+        torch.from_numpy(input_ids).to(device),
+        torch.from_numpy(targets).to(device),
+        None if valid.all() else torch.from_numpy(valid).to(device),
+    )

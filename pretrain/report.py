@@ -1,0 +1,167 @@
+"""Turn a run directory into report.html: one file with its curves, its final numbers and its configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+# Running a script puts its own folder first, where `config` or `evaluate` would shadow other packages' modules.
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from html import escape
+from typing import Any
+
+from pretrain.command_line import ArgumentParser
+from pretrain.curves import Curve, draw_curves
+from pretrain.errors import DONE, InputError, run_command
+from pretrain.metrics import Record, read_records, replace_text
+
+EXAMPLES = "  python pretrain/report.py runs/demo"
+
+BASELINES = {"order_0": "order-0 entropy", "order_2": "order-2 entropy", "xz": "xz"}
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+.curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(21rem, 1fr)); gap: 1rem 1.5rem; }
+figure { margin: 0; } svg { width: 100%; height: auto; }
+table { border-collapse: collapse; } td, th { padding: .2rem 1rem .2rem 0; text-align: left; font-weight: normal; }
+td + td, th + th { text-align: right; } th { opacity: .7; } tr { border-bottom: 1px solid #8884; }
+pre { padding: .8rem; overflow-x: auto; background: #8881; border-radius: .4rem; font-size: .85rem; }
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    print(write_report(parser.parse_args(argv).run_dir))
+    return DONE
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write ``report.html`` from what the run directory holds: metrics.jsonl, and, where they exist, config.yaml,
+    evaluation.json and sample.txt. Returns its path.
+
+    Raises `InputError` where there are no metrics.
+    """
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        raise InputError(f"{run_dir}: not a run directory, it has no metrics.jsonl")
+    records = read_records(path)
+    if not records:
+        raise InputError(f"{path}: empty; log at least one step first")
+    evaluation = _read_json(run_dir / "evaluation.json")
+    sections = [
+        ("Curves", f'<div class="curves">{"".join(_figures(records, evaluation))}</div>'),
+        ("Final numbers", _table(_final_numbers(records, evaluation))),
+    ]
+    if evaluation:
+        sections += list(_evaluation_sections(evaluation))
+    for title, name in {"Generated sample": "sample.txt", "Configuration": "config.yaml"}.items():
+        if (run_dir / name).is_file():
+            sections.append((title, f"<pre>{escape((run_dir / name).read_text(errors='replace'))}</pre>"))
+    report = run_dir / "report.html"
+    replace_text(report, _page(run_dir.resolve().name, sections))
+    return report
+
+
+def _figures(records: list[Record], evaluation: dict[str, Any] | None) -> Iterable[str]:
+    train = [record for record in records if record["kind"] == "train"]
+    validation = [record for record in records if record["kind"] == "validation"]
+
+    def curve(key: str, label: str = "", of: list[Record] = train, scale: float = 1) -> Curve:
+        points = [(record["step"], record.get(key)) for record in of]
+        return Curve(label, [step for step, _ in points], [None if y is None else y * scale for _, y in points])
+
+    baselines = (evaluation or {}).get("baselines") or {}
+    levels = {BASELINES[name]: value for name, value in baselines.items()}
+    both = [curve("bits_per_byte", "training"), curve("bits_per_byte", "validation", validation)]
+    figures: dict[str, tuple[list[Curve], dict[str, float]]] = {
+        "Loss, bits per byte": (both, levels),
+        "Learning rate": ([curve("lr")], {}),
+        "Gradient norm": ([curve("grad_norm")], {}),
+        "Trained tokens per second": ([curve("tokens_per_second")], {}),
+        "Model FLOPs utilisation, %": ([curve("mfu", scale=100)], {}),
+        "Peak memory, GiB": ([curve("memory_gib")], {}),
+        "Waiting for data, % of time": ([curve("data_wait", scale=100)], {}),
+    }
+    for number, (title, (curves, horizontals)) in enumerate(figures.items()):
+        drawing = draw_curves(title, curves, horizontals, identity=f"curve{number}")
+        yield f"<figure>{drawing}</figure>"
+
+
+def _final_numbers(records: list[Record], evaluation: dict[str, Any] | None) -> Iterable[Sequence[str]]:
+    last = {record["kind"]: record for record in records}
+    seconds = max(record["seconds"] for record in records)
+    yield "steps", f"{records[-1]['step']:,}"
+    yield "trained tokens", f"{records[-1]['trained_tokens']:,}"
+    yield "wall time", str(timedelta(seconds=round(seconds)))
+    yield "trained tokens per second, whole run", f"{records[-1]['trained_tokens'] / seconds:,.0f}"
+    if "train" in last:
+        yield "training loss, bits per byte", _number(last["train"]["bits_per_byte"])
+        yield "skipped steps", f"{last['train']['skipped_steps']:,}"
+    if "validation" in last:
+        yield "validation loss in training, bits per byte", _number(last["validation"]["bits_per_byte"])
+    if evaluation:
+        yield (
+            f"{evaluation['split']} loss, {evaluation['tokens']:,} tokens, bits per byte",
+            _number(evaluation["bits_per_byte"]),
+        )
+        yield "perplexity per token", _number(evaluation["perplexity"])
+        for name, value in (evaluation["baselines"] or {}).items():
+            yield f"{BASELINES[name]}, bits per byte", _number(value)
+
+
+def _evaluation_sections(evaluation: dict[str, Any]) -> Iterable[tuple[str, str]]:
+    if evaluation["ablation"]:
+        rows = [
+            (
+                f"{row['prefix_tokens']:,}",
+                _number(row["bits_per_byte"]),
+                _number(row["perplexity"]),
+                f"{row['gain']:+.4f}",
+            )
+            for row in evaluation["ablation"]
+        ]
+        head = ("tokens of prefix left", "bits per byte", "perplexity", "gain over none, bits per byte")
+        note = f"<p>Same weights and latents, {evaluation['ablation_windows']:,} windows spread over the split.</p>"
+        yield "What the prefix contributes", note + _table(rows, head)
+    positions = evaluation["loss_by_position"]
+    span = evaluation["latents"] / len(positions)
+    points = [(span * (i + 0.5), y) for i, y in enumerate(positions) if y is not None]
+    curve = Curve("", [x for x, _ in points], [y for _, y in points])
+    drawing = draw_curves("Nats per token", [curve], {}, identity="positions", x_label="latent, first to last")
+    yield "Loss by position among the latents", f'<div class="curves"><figure>{drawing}</figure></div>'
+
+
+def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:
+    lines = [(head, "th")] if head else []
+    lines += [(row, "td") for row in rows]
+    cells = ("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for row, tag in lines)
+    return f"<table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+
+
+def _page(name: str, sections: Iterable[tuple[str, str]]) -> str:
+    body = "\n".join(f"<section><h2>{escape(title)}</h2>\n{content}</section>" for title, content in sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(name)}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>{escape(name)}</h1>\n{body}\n</body></html>\n"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:,.4f}"
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+if __name__ == "__main__":
+    run_command(main)
