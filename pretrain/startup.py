@@ -1,0 +1,62 @@
+"""What a run does before its first step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+
+from perceiver_ar.blocks.attend import describe_backend, use_backend
+from perceiver_ar.cost import training_flops_per_token
+from perceiver_ar.models.perceiver_ar import PerceiverAR
+from pretrain.checkpoint import checkpoint_path, latest_checkpoint, load_weights, step_of
+from pretrain.config import RunConfig
+from pretrain.distributed import Ranks
+from pretrain.engine import Engine, accumulation_steps
+from pretrain.progress import Progress
+from pretrain.tasks.causal_lm import CausalLM
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def agree_on_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
+    """The checkpoint to go on from: rank 0 reads and checks them all, the others take its word. Collective."""
+    checkpoint = latest_checkpoint(run_dir) if ranks.is_main else None
+    step = int(ranks.max(-1 if checkpoint is None else step_of(checkpoint)))
+    return None if step < 0 else checkpoint_path(run_dir, step)
+
+
+def build_task(config: RunConfig, checkpoint: Path | None) -> CausalLM:
+    """The model on the CPU in fp32: new from the run's seed, or with a checkpoint's weights."""
+    use_backend(config.train.attention)
+    torch.manual_seed(config.run.seed)
+    model = PerceiverAR(config.model)
+    if checkpoint is not None:
+        model.load_state_dict(load_weights(checkpoint)[1])
+    model.activation_checkpointing = config.train.activation_checkpointing
+    return CausalLM(model, config.run.seed)
+
+
+def banner(config: RunConfig, ranks: Ranks, engine: Engine, progress: Progress, checkpoint: Path | None) -> str:
+    """What is about to run, for people."""
+    train, model = config.train, config.model
+    head_channels = model.num_channels // model.num_heads
+    attention = describe_backend(ranks.device, DTYPES[train.precision], head_channels)
+    cuda = ranks.device.type == "cuda"
+    device = torch.cuda.get_device_name(ranks.device) if cuda else f"{torch.get_num_threads()} CPU threads"
+    accumulation = accumulation_steps(config, ranks.size)
+    tokens_per_step = train.global_batch * model.max_latents
+    start = "from scratch" if checkpoint is None else f"from step {progress.step}, {checkpoint}"
+    return "\n".join(
+        (
+            f"run             {config.run.dir}, {start}",
+            f"ranks           {ranks.size} x {device}, ZeRO stage {train.zero.stage}, {train.precision}",
+            f"attention       {attention}",
+            f"parameters      {sum(map(math.prod, engine.shapes.values())):,}, "
+            f"{training_flops_per_token(model):.3g} FLOPs per trained token",
+            f"global batch    {train.global_batch} = micro-batch {train.micro_batch} x accumulation {accumulation} "
+            f"x {ranks.size} ranks; {tokens_per_step:,} trained tokens",
+            f"steps           {train.steps:,}, up to {train.steps * tokens_per_step:,} trained tokens",
+        )
+    )

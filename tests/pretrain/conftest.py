@@ -1,0 +1,102 @@
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def start_ranks(arguments: Sequence[object], ranks: int) -> list[subprocess.Popen[str]]:
+    """Start ``python *arguments`` as `ranks` processes of one run, output captured; one rank gets no environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in range(ranks):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, *map(str, arguments)],
+                cwd=ROOT,
+                env=environment | ({k: str(v) for k, v in place.items()} if ranks > 1 else {}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return processes
+
+
+def finish_ranks(processes: list[subprocess.Popen[str]], code: int = 0, timeout: float = 240) -> str:
+    """Wait for the processes, demand exit code `code` of each; returns what they printed."""
+    try:
+        output = "\n".join(process.communicate(timeout=timeout)[0] for process in processes)
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [code] * len(processes), output
+    return output
+
+
+@pytest.fixture(scope="session", name="start_ranks")
+def start_ranks_fixture() -> Callable[..., list[subprocess.Popen[str]]]:
+    return start_ranks
+
+
+@pytest.fixture(scope="session", name="finish_ranks")
+def finish_ranks_fixture() -> Callable[..., str]:
+    return finish_ranks
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared corpus of some 40 kB of made-up text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 7))) for _ in range(200)]
+    for i in range(20):
+        (folder / f"{i}.txt").write_text(" ".join(rng.choices(words, k=400)))
+    config = {
+        "out": str(folder / "shards"),
+        "sources": [{"kind": "text", "root": str(folder), "pattern": "*.txt", "licence": "none"}],
+        "tokenizer": "bytes",
+        "validation_fraction": 0.2,
+    }
+    (folder / "corpus.yaml").write_text(json.dumps(config))
+    command = [sys.executable, "pretrain/prepare.py", "--config", folder / "corpus.yaml"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def write_run(corpus: Path) -> Callable[..., Path]:
+    """write_run(folder, **fields) writes ``<folder>.yaml``, a tiny run into `folder`; fields as ``train__steps=3``."""
+
+    def write(folder: Path, **fields: object) -> Path:
+        run: dict[str, dict[str, object]] = {
+            "run": {"dir": str(folder), "seed": 7},
+            "model": {"vocab_size": 262, "max_seq_len": 48, "max_latents": 16, "num_channels": 32, "num_heads": 4},
+            "data": {"corpus": str(corpus)},
+            "train": {"steps": 20, "global_batch": 4, "micro_batch": 2, "precision": "fp32"},
+            "optimizer": {"lr": 1e-2},
+            "schedule": {"kind": "cosine", "warmup_steps": 3},
+            "evaluation": {"every": 10, "windows": 4},
+            "checkpoint": {"every": 10},
+            "logging": {"every": 1},
+        }
+        run["model"] |= {"num_layers": 1, "prefix_dropout": 0.3}
+        for name, value in fields.items():
+            section, _, field = name.partition("__")
+            run[section][field] = value
+        path = folder.with_suffix(".yaml")
+        path.write_text(json.dumps(run))
+        return path
+
+    return write

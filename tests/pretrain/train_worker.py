@@ -1,0 +1,15 @@
+"""One rank that trains the runs of the YAML files it is given, one after another, until one does not end as done."""
+
+import sys
+from pathlib import Path
+
+from pretrain.config import load_config
+from pretrain.distributed import leave
+from pretrain.loop import train
+
+if __name__ == "__main__":
+    code = 0
+    for path in sys.argv[1:]:
+        if code == 0:
+            code = train(load_config(Path(path)))
+    leave(code)
