@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    # A script has its own folder first, where `config` or `evaluate` would shadow other packages' modules.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
 import json

@@ -88,6 +88,15 @@ class TrainSection(Section):
             raise ValueError("stage 0 updates bf16 weights wrongly: use stage 1, or train.precision fp32")
         return value
 
+    @field_validator("compile")
+    @classmethod
+    def _compiles_whole_parameters(cls, value: bool, info: ValidationInfo) -> bool:
+        zero = info.data.get("zero")
+        if value and zero is not None and zero.stage == 3:
+            # DeepSpeed 0.19.8 fails in its first step: its gathering hooks break the compiled graph.
+            raise ValueError("needs train.zero.stage 0, 1 or 2, not 3")
+        return value
+
 
 class OptimizerSection(Section):
     kind: Literal["adamw"] = "adamw"

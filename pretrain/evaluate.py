@@ -9,23 +9,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-# Running a script puts its own folder first, where `config` or `evaluate` would shadow other packages' modules.
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    # A script has its own folder first, where `config` or `evaluate` would shadow other packages' modules.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
 from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from pretrain.command_line import ArgumentParser
+from pretrain.console import KILOTOKENS, show_progress
 from pretrain.corpus import Corpus, open_corpus
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.evaluation import EvaluationResult, Score, evaluate_stream
@@ -131,18 +132,16 @@ def score_split(
         tokens_per_byte=split.tokens / split.bytes,
         device=device,
     )
-    with progress_bars(console) as bars:
-        full = evaluate(max_windows=covered, progress=follow(bars, "whole prefix", stride))
-        ablation = {
-            reach: full
-            if reach == 1 and ablated == covered
-            else evaluate(
-                max_windows=ablated,
-                reach=prefix_tokens(config, reach),
-                progress=follow(bars, f"reach {reach:g}", stride),
-            )
-            for reach in arguments.reach
-        }
+
+    def scored(label: str, windows: int, reach: int | None) -> EvaluationResult:
+        with show_progress(console, label, windows * stride, KILOTOKENS) as advance:
+            return evaluate(max_windows=windows, reach=reach, progress=lambda windows: advance(windows * stride))
+
+    full = scored("whole prefix", covered, None)
+    ablation = {}
+    for reach in arguments.reach:
+        whole = reach == 1 and ablated == covered
+        ablation[reach] = full if whole else scored(f"reach {reach:g}", ablated, prefix_tokens(config, reach))
     return {
         **numbers(full),
         "context": config.max_seq_len,
@@ -166,22 +165,6 @@ def scorer(model: PerceiverAR) -> Score:
         return model(input_ids, prefix_length, key_valid=key_valid, targets=targets).loss.nll.view_as(targets)
 
     return score
-
-
-def progress_bars(console: Console) -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")
-    return Progress(*columns, TimeRemainingColumn(), console=console)
-
-
-def follow(bars: Progress, description: str, stride: int) -> Callable[[int, int], None]:
-    """A new bar, as the callback that moves it on."""
-    bar = bars.add_task(description, total=None, rate="")
-
-    def progress(done: int, total: int) -> None:
-        rate = (bars.tasks[bar].speed or 0) * stride
-        bars.update(bar, completed=done, total=total, rate=f"{rate:,.0f} tokens/s" if rate else "")
-
-    return progress
 
 
 def prefix_tokens(config: PerceiverARConfig, reach: float) -> int:

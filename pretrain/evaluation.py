@@ -85,14 +85,14 @@ def evaluate_stream(
     max_windows: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
     """Score every token of `stream` but the first, or `max_windows` windows spread evenly, `batch` windows at a time.
 
     A window of `context` tokens scores the last `stride` of its `latents`. `reach` leaves only the last so many tokens
     of the prefix in the input (None: all of it); the latents, and so the tokens scored, stay the same. This rank takes
     every `world_size`-th window and calls `score` as often as every other rank, so that `score` may be collective.
-    `progress` is told (windows done, windows in all) of this rank.
+    `progress` is told of every batch how many windows it had.
 
     Raises InputError where the stream is too short or its files are damaged.
     """
@@ -113,7 +113,7 @@ def evaluate_stream(
             nll.index_add_(0, buckets, losses.double().sum(0).cpu())
             counts.index_add_(0, buckets, (targets != -100).double().sum(0).cpu())
         if progress is not None:
-            progress(min(start + batch, len(mine)), len(mine))
+            progress(len(numbers))
     return EvaluationResult(nll, counts, time.perf_counter() - started, tokens_per_byte)
 
 

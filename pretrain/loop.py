@@ -24,6 +24,7 @@ from pretrain.evaluation import evaluate_stream
 from pretrain.hardware import matmul_peak, peak_memory_gib
 from pretrain.metrics import MetricsLog
 from pretrain.progress import Interval, Progress, describe_corpus, read_progress
+from pretrain.report import write_report
 from pretrain.schedule import learning_rate
 from pretrain.startup import DTYPES, agree_on_checkpoint, banner, build_task
 from pretrain.tasks.causal_lm import seed_dropout
@@ -65,6 +66,8 @@ def train(config: RunConfig) -> int:
         code = run.fit()
         if run.log is not None:
             run.log.close()
+            if code == DONE:
+                _say(ranks, f"report          {write_report(config.run.dir)}")
         return code
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if __name__ == "__main__":
+    # A script has its own folder first, where `config` or `evaluate` would shadow other packages' modules.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from pretrain.console import MEGABYTES, show_progress
 from pretrain.corpus.config import PrepareConfig
 from pretrain.corpus.prepare import prepare_corpus
-from pretrain.corpus.progress import byte_progress
 from pretrain.corpus.report import print_inspection, print_summary
 from pretrain.corpus.stream import check_file, open_corpus
 from pretrain.errors import DONE, InputError, run_command
@@ -81,7 +83,8 @@ def verify(argv: Sequence[str]) -> int:
     parser.add_argument("dir", type=Path, metavar="DIR", help="the corpus folder")
     arguments = parser.parse_args(argv)
     files = open_corpus(arguments.dir).manifest.files()
-    with byte_progress(Console(stderr=True), "verifying", sum(entry.bytes for entry in files.values())) as advance:
+    total = sum(entry.bytes for entry in files.values())
+    with show_progress(Console(stderr=True), "verifying", total, MEGABYTES) as advance:
         for name, entry in files.items():
             check_file(arguments.dir / name, entry)
             advance(entry.bytes)

@@ -11,6 +11,7 @@ import numpy as np
 import xxhash
 from rich.console import Console
 
+from pretrain.console import MEGABYTES, Advance, show_progress
 from pretrain.corpus.baselines import SAMPLE_BYTES, measure_baselines
 from pretrain.corpus.config import PrepareConfig
 from pretrain.corpus.folder import partial_folder, publish
@@ -24,7 +25,6 @@ from pretrain.corpus.manifest import (
     SplitEntry,
     write_manifest,
 )
-from pretrain.corpus.progress import Advance, byte_progress
 from pretrain.corpus.shards import HashedFile, ShardWriter
 from pretrain.corpus.sources import Document, SourceFile
 from pretrain.corpus.spool import DocumentSpool, split_documents
@@ -129,7 +129,7 @@ def _collect(
     """Put the documents of all sources into the spool; empty ones are left out."""
     entries = []
     total = sum(file.bytes for listing in listings for file in listing)
-    with byte_progress(console, "reading", total) as advance:
+    with show_progress(console, "reading", total, MEGABYTES) as advance:
         for source, files in zip(config.sources, listings, strict=True):
             kept = duplicates = text_bytes = 0
             for document in source.documents(files):
@@ -166,7 +166,7 @@ def _write_splits(
     entries = {}
     for name, numbers in splits.items():
         writer = ShardWriter(folder, name, _dtype(tokenizer), _shard_tokens(config, tokenizer))
-        with byte_progress(console, f"tokenizing {name}", spool.text_bytes(numbers)) as advance:
+        with show_progress(console, f"tokenizing {name}", spool.text_bytes(numbers), MEGABYTES) as advance:
             _tokenize((spool.read(number) for number in numbers), tokenizer, writer, advance)
         shards = writer.close()
         entries[name] = SplitEntry(

@@ -39,9 +39,9 @@ class Document:
 
 
 class PythonStandardLibrary(Section):
-    """Source code of the running interpreter's standard library, its tests and, where installed, its documentation.
+    """Source code of the running interpreter's standard library and, where installed, its documentation.
 
-    Files that are not UTF-8 (some tests are not, on purpose) are left out.
+    Files that are not UTF-8 are left out.
     """
 
     kind: Literal["python_stdlib"]
@@ -53,8 +53,9 @@ class PythonStandardLibrary(Section):
 
     def files(self) -> list[SourceFile]:
         library = Path(sysconfig.get_path("stdlib"))
-        installed = {"site-packages", "dist-packages", "__pycache__"}
-        code = [p for p in library.rglob("*.py") if not installed.intersection(p.relative_to(library).parts)]
+        # Tests of the library are packaged apart on Debian and others: left out, the corpus is the same everywhere.
+        left_out = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
+        code = [p for p in library.rglob("*.py") if not left_out.intersection(p.relative_to(library).parts)]
         documentation = Path("/usr/share/doc", f"python{sysconfig.get_python_version()}", "html", "_sources")
         return _listed(code, library, prefix="lib/") + _listed(documentation.rglob("*.txt"), documentation, "doc/")
 

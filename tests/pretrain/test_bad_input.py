@@ -138,6 +138,7 @@ def test_the_file_the_cases_start_from_is_good(run_yaml: Path, capsys: pytest.Ca
         (["train.steps="], ["train.steps: must be a whole number", "null"]),
         (["train.zero.stage=true"], ["train.zero.stage: must be a whole number", "true"]),
         (["train.compile=1"], ["train.compile: must be true or false", "1"]),
+        (["train.compile=true", "train.zero.stage=3"], ["train.compile: needs train.zero.stage 0, 1 or 2", "not 3"]),
         (["optimizer.lr=fast"], ["optimizer.lr: must be a number", '"fast"']),
         (["optimizer.lr=.nan"], ["optimizer.lr: must be a number", '".nan"']),
         (["optimizer.lr=1e999"], ["optimizer.lr=1e999", "too large"]),
