@@ -50,7 +50,7 @@ demo: $(STAMP)  ## prepare a corpus, train, evaluate, export, generate: about 10
 	  if [[ $$code = 75 || -n $${interrupted:-} ]]; then echo "Stopped. make demo goes on from the checkpoint."; fi; exit $$code; }
 	python pretrain/evaluate.py --checkpoint runs/demo
 	python pretrain/export.py --checkpoint runs/demo --out exports/demo
-	python pretrain/generate.py --model exports/demo --seed 0 --prompt $$'def read_lines(path):\n'
+	python pretrain/generate.py --model exports/demo --seed 1 --prompt-file pretrain/errors.py | tee runs/demo/sample.txt
 	python pretrain/report.py runs/demo
 	@echo "$$DEMO_DONE"
 
