@@ -44,7 +44,7 @@ def test_overrides_win_and_are_yaml(minimal: Path) -> None:
         "optimizer.lr=1e-3",  # YAML 1.1 would read text
         "optimizer.betas=[0.8, .9]",
         "train.zero.stage=3",
-        "train.compile=true",
+        "train.activation_checkpointing=full",
         "train.steps=1_000",
         "run.dir=runs/2024-01-01",
         "logging.wandb_project=yes",  # YAML 1.1 would read true
@@ -55,7 +55,7 @@ def test_overrides_win_and_are_yaml(minimal: Path) -> None:
     assert config.optimizer.lr == 0.001
     assert config.optimizer.betas == (0.8, 0.9)
     assert config.train.zero.stage == 3
-    assert config.train.compile is True
+    assert config.train.activation_checkpointing == "full"
     assert config.train.steps == 2000
     assert config.run.dir == Path("runs/2024-01-01")
     assert config.logging.wandb_project == "yes"

@@ -41,7 +41,8 @@ def oracle():
         z = logits.logsumexp(-1)[batch.targets != -100].square().mean()
         adam.zero_grad()
         (nll + worker.MODEL.z_loss * z).backward()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), worker.CLIP).item())
+        norms.append(torch.stack([p.grad.double().norm() for p in model.parameters()]).norm().item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), worker.CLIP)
         for group in adam.param_groups:
             group["lr"] = worker.learning_rate(step)
         adam.step()
@@ -64,7 +65,7 @@ def test_trains_like_plain_pytorch(oracle, results, ranks, case):
     # bf16 keeps 8 bits of each weight and activation.
     tolerance = {"fp32": 1e-5, "bf16": 2e-2}[case[0]]
     assert result["losses"] == pytest.approx(oracle["losses"], abs=tolerance)
-    assert result["norms"] == pytest.approx(oracle["norms"], abs=5 * tolerance)
+    assert result["norms"] == pytest.approx(oracle["norms"], abs=tolerance if case[0] == "fp32" else 0.1)
     assert max(oracle["norms"]) > worker.CLIP > min(oracle["norms"])
     if case[0] == "fp32":
         assert result["weights"].keys() == oracle["weights"].keys()
