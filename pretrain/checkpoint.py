@@ -13,16 +13,16 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-import xxhash
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from perceiver_ar.models.perceiver_ar import PerceiverARConfig
 from pretrain.errors import InputError
+from pretrain.files import hash_file, sync
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine, Kind
@@ -71,7 +71,7 @@ def save_checkpoint(run_dir: Path, engine: Engine, state: dict[str, Any], keep: 
     try:
         if engine.ranks.is_main and failure is None:
             state = {"format": FORMAT, "adam_step": engine.adam_step, **state}
-            _write_synced(temporary / "state.json", json.dumps(state, indent=1))
+            _write_json(temporary / "state.json", state)
             _publish(temporary, final)
             _prune(run_dir, keep)
     except OSError as error:
@@ -141,16 +141,7 @@ def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], tensors: I
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             file.write(tensor.to("cpu", torch.float32).contiguous().flatten().view(torch.uint8).numpy().data)
-        _sync(file)
-
-
-def hash_file(path: Path) -> str:
-    """xxh64 of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+    sync(path)
 
 
 def remove_unfinished(run_dir: Path) -> None:
@@ -161,12 +152,12 @@ def remove_unfinished(run_dir: Path) -> None:
 
 def _publish(temporary: Path, final: Path) -> None:
     files = {p.name: {"size": p.stat().st_size, "xxh64": hash_file(p)} for p in sorted(temporary.iterdir())}
-    _write_synced(temporary / "manifest.json", json.dumps({"files": files}, indent=1))
-    _sync_folder(temporary)
+    _write_json(temporary / "manifest.json", {"files": files})
+    sync(temporary)
     if final.exists():
         shutil.rmtree(final)
     os.rename(temporary, final)
-    _sync_folder(final.parent)
+    sync(final.parent)
 
 
 def _prune(run_dir: Path, keep: int) -> None:
@@ -177,20 +168,6 @@ def _prune(run_dir: Path, keep: int) -> None:
         shutil.rmtree(doomed)
 
 
-def _write_synced(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        _sync(file)
-
-
-def _sync(file: IO[Any]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1))
+    sync(path)

@@ -30,7 +30,7 @@ from pretrain.console import KILOTOKENS, show_progress
 from pretrain.corpus import Corpus, open_corpus
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.evaluation import EvaluationResult, Score, evaluate_stream
-from pretrain.metrics import replace_text
+from pretrain.files import replace_text
 from pretrain.trained_model import TrainedModel
 
 EXAMPLES = """\

@@ -14,6 +14,7 @@ from typing import Any
 import xxhash
 
 from pretrain.config import RunConfig, dump_config
+from pretrain.files import replace_text
 
 Record = dict[str, Any]
 """One line of metrics.jsonl: `kind` (``train`` or ``validation``), `step` and values; what is not finite is None."""
@@ -97,13 +98,6 @@ def drop_records_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [json.dumps(record) + "\n" for record in read_records(path) if record["step"] <= step]
         replace_text(path, "".join(kept))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that readers see the old text or the new."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -18,7 +18,8 @@ from typing import Any
 from pretrain.command_line import ArgumentParser
 from pretrain.curves import Curve, draw_curves
 from pretrain.errors import DONE, InputError, run_command
-from pretrain.metrics import Record, read_records, replace_text
+from pretrain.files import replace_text
+from pretrain.metrics import Record, read_records
 
 EXAMPLES = "  python pretrain/report.py runs/demo"
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pretrain.errors import InputError
+from pretrain.files import sync
 
 
 @contextmanager
@@ -41,9 +42,9 @@ def partial_folder(out: Path) -> Iterator[Path]:
 def publish(folder: Path, out: Path) -> None:
     """Bring the files of `folder` to the disk and rename it to `out`, which must not exist or be empty."""
     for path in [*folder.iterdir(), folder]:
-        _sync(path)
+        sync(path)
     folder.rename(out)
-    _sync(out.absolute().parent)
+    sync(out.absolute().parent)
 
 
 def _lock(handle: int, out: Path) -> None:
@@ -56,11 +57,3 @@ def _lock(handle: int, out: Path) -> None:
 def _remove_content(folder: Path) -> None:
     for path in folder.iterdir():
         path.unlink()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

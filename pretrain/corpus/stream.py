@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from pretrain.corpus.manifest import FileEntry, Manifest, ShardEntry, SplitEntry, read_manifest
 from pretrain.corpus.tokenizers import Tokenizer, load_saved_tokenizer
 from pretrain.errors import InputError
+from pretrain.files import hash_file
 
 
 class TokenStream:
@@ -110,11 +110,7 @@ def check_file(path: Path, entry: FileEntry) -> None:
         InputError: it is missing, cut or changed.
     """
     _check_size(path, entry)
-    found = xxhash.xxh64()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 24):
-            found.update(chunk)
-    if found.hexdigest() != entry.xxh64:
+    if hash_file(path) != entry.xxh64:
         raise InputError(f"{path}: damaged, its hash is not the manifest's; prepare the corpus again")
 
 

@@ -16,12 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import perceiver_ar.hf  # noqa: F401
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain import evaluate, export, generate
-from pretrain.checkpoint import checkpoint_path, hash_file, write_safetensors
+from pretrain.checkpoint import checkpoint_path, write_safetensors
 from pretrain.config import RunConfig
 from pretrain.corpus import open_corpus
 from pretrain.corpus.config import PrepareConfig
 from pretrain.corpus.prepare import prepare_corpus
 from pretrain.errors import InputError
+from pretrain.files import hash_file
 from pretrain.progress import describe_corpus
 from pretrain.schema import validate
 
