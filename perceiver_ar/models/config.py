@@ -145,7 +145,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": dict(
         latent_projection=True,
         rotary_fraction=0.5,
-        rotary_base=2048.0,
+        rotary_base=2048.0,  # its base is the context: set both together
         rotary_endpoint=True,
         norm="layernorm",
         qkv_bias=True,
