@@ -11,11 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from pretrain.corpus import StridedWindows, TokenStream
+from pretrain.corpus import StridedWindows, TokenStream, stack_windows
 
 POSITION_BUCKETS = 16
 
@@ -128,14 +127,7 @@ def _batch(
     dataset: StridedWindows, numbers: Sequence[int], reach: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The windows as `Score` takes them: their prefixes cut on the left to `reach` tokens."""
-    windows = [dataset.window(number) for number in numbers]
+    input_ids, targets, valid = stack_windows([dataset.window(number) for number in numbers])
     start = 0 if reach is None else max(0, dataset.context - dataset.latents - reach)
-    full = np.ones(dataset.context, dtype=bool)
-    input_ids = np.stack([window.input_ids[start:] for window in windows])
-    targets = np.stack([window.targets for window in windows])
-    valid = np.stack([full if window.valid is None else window.valid for window in windows])[:, start:]
-    return (
-        torch.from_numpy(input_ids).to(device),
-        torch.from_numpy(targets).to(device),
-        None if valid.all() else torch.from_numpy(valid).to(device),
-    )
+    key_valid = None if valid is None or valid[:, start:].all() else valid[:, start:].to(device)
+    return input_ids[:, start:].to(device), targets.to(device), key_valid

@@ -10,7 +10,7 @@ from pretrain.corpus.tokenizers import Tokenizer
 from pretrain.corpus.windows import StridedWindows, Window
 
 if TYPE_CHECKING:
-    from pretrain.corpus.reader import Batch, BatchReader, StepBatch
+    from pretrain.corpus.reader import Batch, BatchReader, StepBatch, stack_windows
 
 __all__ = [
     "Batch",
@@ -24,12 +24,13 @@ __all__ = [
     "Window",
     "open_corpus",
     "order_key",
+    "stack_windows",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # Batches are torch tensors; preparing a corpus needs no torch, and importing it takes seconds.
-    if name in ("Batch", "BatchReader", "StepBatch"):
+    if name in ("Batch", "BatchReader", "StepBatch", "stack_windows"):
         from pretrain.corpus import reader
 
         return getattr(reader, name)

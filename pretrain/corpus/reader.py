@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -150,17 +150,20 @@ class BatchReader:
     def _micro_batches(self, samples: np.ndarray, windows: np.ndarray) -> list[Batch]:
         starts = range(0, len(samples), self._micro_batch)
         cuts = [slice(start, start + self._micro_batch) for start in starts]
-        return [_collate([self._dataset.window(int(w)) for w in windows[cut]], samples[cut]) for cut in cuts]
+        return [
+            Batch(
+                *stack_windows([self._dataset.window(int(w)) for w in windows[cut]]),
+                torch.from_numpy(samples[cut].copy()),
+            )
+            for cut in cuts
+        ]
 
 
-def _collate(windows: list[Window], samples: np.ndarray) -> Batch:
+def stack_windows(windows: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """`input_ids`, `targets` and `key_valid` of a batch of windows; `key_valid` is None where none has padding."""
     valid = None
     if any(window.valid is not None for window in windows):
         full = np.ones_like(windows[0].input_ids, dtype=bool)
         valid = torch.from_numpy(np.stack([full if window.valid is None else window.valid for window in windows]))
-    return Batch(
-        input_ids=torch.from_numpy(np.stack([window.input_ids for window in windows])),
-        targets=torch.from_numpy(np.stack([window.targets for window in windows])),
-        key_valid=valid,
-        indices=torch.from_numpy(samples.copy()),
-    )
+    input_ids = torch.from_numpy(np.stack([window.input_ids for window in windows]))
+    return input_ids, torch.from_numpy(np.stack([window.targets for window in windows])), valid
