@@ -17,7 +17,11 @@ setup(
         "huggingface_hub>=2.0",
         "safetensors>=0.8",
         "sentencepiece>=0.2",
+        "tiktoken>=0.12",
         "fsspec>=2026.1",
+        "aiohttp>=3.11",  # fsspec reads https:// through it
+        "zstandard>=0.23",
+        "pyarrow>=21",
         "numpy>=2.0",
         "pydantic>=2.14,<3",
         "PyYAML>=6.0",
@@ -28,6 +32,7 @@ setup(
         "wandb>=0.30",
     ],
     extras_require={
+        "cloud": ["s3fs>=2026.1", "gcsfs>=2026.1"],
         "flash": ["flash-attn>=2.8"],
         "audio": ["pretty_midi>=0.2.11"],
         "vision": ["pillow>=12"],

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pretrain.console import MEGABYTES, show_progress
-from pretrain.corpus.config import PrepareConfig
-from pretrain.corpus.prepare import prepare_corpus
 from pretrain.corpus.report import print_inspection, print_summary
 from pretrain.corpus.stream import check_file, open_corpus
+from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.prepare import prepare_corpus
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.schema import load_yaml, validate
 

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import xxhash
 from pydantic import NonNegativeInt, PositiveInt, ValidationError
 
-from pretrain.corpus.baselines import Baselines
+from pretrain.corpus.writing.baselines import Baselines
 from pretrain.errors import InputError
 from pretrain.schema import Section
 

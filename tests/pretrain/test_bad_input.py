@@ -22,8 +22,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 from pretrain.config import dump_config, load_config
-from pretrain.corpus.config import PrepareConfig
-from pretrain.corpus.prepare import prepare_corpus
+from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.prepare import prepare_corpus
 from pretrain.errors import run_command
 from pretrain.schema import validate
 from pretrain.train import main

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain.config import load_config
-from pretrain.corpus.config import PrepareConfig
-from pretrain.corpus.prepare import prepare_corpus
+from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.prepare import prepare_corpus
 from pretrain.dry_run import state_bytes
 from pretrain.schema import validate
 from pretrain.train import main

@@ -10,7 +10,7 @@ from torch import Tensor
 from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from pretrain.corpus import TokenStream
 from pretrain.corpus.manifest import SplitEntry
-from pretrain.corpus.shards import ShardWriter
+from pretrain.corpus.writing.shards import ShardWriter
 from pretrain.evaluation import EvaluationResult, evaluate_stream, spread_evenly
 
 CONTEXT, LATENTS, PREFIX = 20, 8, 12

@@ -19,8 +19,8 @@ from pretrain import evaluate, export, generate
 from pretrain.checkpoint import checkpoint_path, write_safetensors
 from pretrain.config import RunConfig
 from pretrain.corpus import open_corpus
-from pretrain.corpus.config import PrepareConfig
-from pretrain.corpus.prepare import prepare_corpus
+from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.prepare import prepare_corpus
 from pretrain.errors import InputError
 from pretrain.files import hash_file
 from pretrain.progress import describe_corpus

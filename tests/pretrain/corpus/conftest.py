@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from pretrain.corpus.config import PrepareConfig
 from pretrain.corpus.manifest import SplitEntry
-from pretrain.corpus.prepare import prepare_corpus
-from pretrain.corpus.shards import ShardWriter
 from pretrain.corpus.stream import TokenStream
+from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.prepare import prepare_corpus
+from pretrain.corpus.writing.shards import ShardWriter
 from pretrain.schema import validate
 
 KIB = 1 / 1024

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pretrain.corpus import open_corpus
-from pretrain.corpus.spool import split_documents
 from pretrain.corpus.tokenizers import ByteTokenizer
+from pretrain.corpus.writing.spool import split_documents
 from pretrain.errors import InputError
 
 WORDS = [

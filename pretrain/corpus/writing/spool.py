@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from pretrain.corpus.sources import Document
+from pretrain.corpus.sources.unit import Document
 from pretrain.errors import InputError
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,6 @@ import xxhash
 from rich.console import Console
 
 from pretrain.console import MEGABYTES, Advance, show_progress
-from pretrain.corpus.baselines import SAMPLE_BYTES, measure_baselines
-from pretrain.corpus.config import PrepareConfig
-from pretrain.corpus.folder import partial_folder, publish
 from pretrain.corpus.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -25,11 +23,14 @@ from pretrain.corpus.manifest import (
     SplitEntry,
     write_manifest,
 )
-from pretrain.corpus.shards import HashedFile, ShardWriter
-from pretrain.corpus.sources import Document, SourceFile
-from pretrain.corpus.spool import DocumentSpool, split_documents
+from pretrain.corpus.sources.unit import Document, Unit
 from pretrain.corpus.stream import open_corpus
-from pretrain.corpus.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from pretrain.corpus.tokenizers import Tokenizer, load_tokenizer
+from pretrain.corpus.writing.baselines import SAMPLE_BYTES, measure_baselines
+from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.folder import partial_folder, publish
+from pretrain.corpus.writing.shards import HashedFile, ShardWriter
+from pretrain.corpus.writing.spool import DocumentSpool, split_documents
 from pretrain.errors import InputError
 
 SPOOL_FILE = "documents.spool"
@@ -46,7 +47,7 @@ def prepare_corpus(config: PrepareConfig, console: Console) -> tuple[Manifest, b
     Raises:
         InputError: a source or the tokenizer is missing or bad, or `out` holds something else. Nothing is left behind.
     """
-    listings = [source.files() for source in config.sources]
+    listings = [source.units() for source in config.sources]
     tokenizer = load_tokenizer(config.tokenizer, config.end_token)
     inputs = _hash_inputs(config, listings, tokenizer)
     existing = _existing_manifest(config)
@@ -107,10 +108,10 @@ def _described(config: PrepareConfig) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"out"})
 
 
-def _hash_inputs(config: PrepareConfig, listings: list[list[SourceFile]], tokenizer: Tokenizer) -> str:
+def _hash_inputs(config: PrepareConfig, listings: list[list[Unit]], tokenizer: Tokenizer) -> str:
     """Changes with whatever could change the corpus, at the price of looking at names, sizes and times only."""
     revisions = [source.revision for source in config.sources]
-    files = [[(file.id, file.bytes, file.modified) for file in listing] for listing in listings]
+    files = [[(file.id, file.bytes, file.version) for unit in units for file in unit.files] for units in listings]
     described = [FORMAT, VERSION, _described(config), tokenizer.hash, revisions, files]
     return xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True).encode())
 
@@ -124,15 +125,15 @@ def _fingerprint(tokenizer: Tokenizer, spool: DocumentSpool, splits: dict[str, n
 
 
 def _collect(
-    config: PrepareConfig, listings: list[list[SourceFile]], spool: DocumentSpool, console: Console
+    config: PrepareConfig, listings: list[list[Unit]], spool: DocumentSpool, console: Console
 ) -> list[SourceEntry]:
     """Put the documents of all sources into the spool; empty ones are left out."""
     entries = []
-    total = sum(file.bytes for listing in listings for file in listing)
+    total = sum(unit.bytes for units in listings for unit in units)
     with show_progress(console, "reading", total, MEGABYTES) as advance:
-        for source, files in zip(config.sources, listings, strict=True):
+        for source, units in zip(config.sources, listings, strict=True):
             kept = duplicates = text_bytes = 0
-            for document in source.documents(files):
+            for document in chain.from_iterable(map(source.documents, units)):
                 advance(len(document.text))
                 if not document.text:
                     continue
@@ -146,7 +147,7 @@ def _collect(
                     kind=source.kind,
                     revision=source.revision,
                     licence=source.licence,
-                    files=len(files),
+                    files=sum(len(unit.files) for unit in units),
                     documents=kept,
                     duplicates=duplicates,
                     bytes=text_bytes,
@@ -209,11 +210,12 @@ def _first_text(spool: DocumentSpool, numbers: np.ndarray) -> bytes:
 
 
 def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, FileEntry]:
-    if tokenizer.serialised is None:
-        return {}
-    file = HashedFile(folder / TOKENIZER_FILE)
-    file.write(tokenizer.serialised.encode())
-    return {TOKENIZER_FILE: file.close()}
+    entries = {}
+    for name, content in tokenizer.files.items():
+        file = HashedFile(folder / name)
+        file.write(content)
+        entries[name] = file.close()
+    return entries
 
 
 def _dtype(tokenizer: Tokenizer) -> Any:

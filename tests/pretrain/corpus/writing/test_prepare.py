@@ -11,7 +11,7 @@ import pytest
 
 from pretrain.corpus import open_corpus
 
-PROJECT = Path(__file__).resolve().parents[3]
+PROJECT = Path(__file__).resolve().parents[4]
 COMMAND = [sys.executable, str(PROJECT / "pretrain" / "prepare.py")]
 
 

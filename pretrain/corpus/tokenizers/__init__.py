@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import tokenizers
@@ -24,8 +24,10 @@ class Tokenizer(Protocol):
     hash: str
     vocab_size: int
     end_id: int
-    serialised: str | None
-    """What its `tokenizer.json` holds; None where `name` says it all."""
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What a corpus keeps of it, by file name; empty where `name` says it all."""
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Token ids, int64. Bytes are UTF-8."""
@@ -43,7 +45,7 @@ class ByteTokenizer:
     name = BYTES
     vocab_size = 256 + specials
     end_id = 2
-    serialised: str | None = None
+    files: ClassVar[dict[str, bytes]] = {}
     hash = xxhash.xxh64_hexdigest(f"{BYTES}: id = byte + {specials}, end {end_id}".encode())
 
     def encode(self, text: str | bytes) -> np.ndarray:
@@ -67,9 +69,9 @@ class HuggingFaceTokenizer:
         # A document that spells out "<|endoftext|>" contains that text, not the end of a document.
         tokenizer.encode_special_tokens = True
         self.name = name
-        serialised = tokenizer.to_str()
-        self.serialised: str | None = serialised
-        self.hash = xxhash.xxh64_hexdigest(serialised.encode())
+        serialised = tokenizer.to_str().encode()
+        self.files = {TOKENIZER_FILE: serialised}
+        self.hash = xxhash.xxh64_hexdigest(serialised)
         # Ids may have gaps, and the embedding must hold the largest one.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self.end_id = end_id

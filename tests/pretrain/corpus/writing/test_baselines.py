@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pretrain.corpus.baselines import SAMPLE_BYTES, conditional_entropy, measure_baselines
+from pretrain.corpus.writing.baselines import SAMPLE_BYTES, conditional_entropy, measure_baselines
 
 
 def test_entropy_of_known_distributions():

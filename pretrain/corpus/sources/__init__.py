@@ -1,7 +1,4 @@
-"""Where documents come from. A source lists its files, cheaply, and then reads documents out of them.
-
-Both are in a fixed order, so that the same files always make the same corpus.
-"""
+"""Where documents come from."""
 
 from __future__ import annotations
 
@@ -10,32 +7,14 @@ import os
 import platform
 import sysconfig
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pretrain.corpus.sources.unit import Document, SourceFile, Unit, group_into_units
 from pretrain.errors import InputError
 from pretrain.schema import FilePath, Section
-
-
-@dataclass(frozen=True)
-class SourceFile:
-    id: str
-    """Path relative to the source, with forward slashes."""
-    path: Path
-    bytes: int
-    modified: int
-    """Nanoseconds since the epoch."""
-
-
-@dataclass(frozen=True)
-class Document:
-    id: str
-    """The file, and the place in it where a file holds many."""
-    text: bytes
-    """UTF-8, as it stands in the file."""
 
 
 class PythonStandardLibrary(Section):
@@ -51,17 +30,18 @@ class PythonStandardLibrary(Section):
     def revision(self) -> str:
         return f"Python {platform.python_version()}"
 
-    def files(self) -> list[SourceFile]:
+    def units(self) -> list[Unit]:
         library = Path(sysconfig.get_path("stdlib"))
         # Tests of the library are packaged apart on Debian and others: left out, the corpus is the same everywhere.
         left_out = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
         code = [p for p in library.rglob("*.py") if not left_out.intersection(p.relative_to(library).parts)]
         documentation = Path("/usr/share/doc", f"python{sysconfig.get_python_version()}", "html", "_sources")
-        return _listed(code, library, prefix="lib/") + _listed(documentation.rglob("*.txt"), documentation, "doc/")
+        files = _listed(code, library, prefix="lib/") + _listed(documentation.rglob("*.txt"), documentation, "doc/")
+        return group_into_units(files)
 
-    def documents(self, files: list[SourceFile]) -> Iterator[Document]:
-        for file in files:
-            text = file.path.read_bytes()
+    def documents(self, unit: Unit) -> Iterator[Document]:
+        for file in unit.files:
+            text = Path(file.path).read_bytes()
             if _utf8_error(text) is None:
                 yield Document(file.id, text)
 
@@ -76,7 +56,7 @@ class FileSource(Section):
     revision: str = ""
     """Whatever tells this state of the files from another: a version, a commit, a date."""
 
-    def files(self) -> list[SourceFile]:
+    def units(self) -> list[Unit]:
         if not self.root.is_dir():
             raise InputError(f"sources: root {self.root} is not a folder")
         try:
@@ -85,7 +65,7 @@ class FileSource(Section):
             raise InputError(f"sources: pattern {self.pattern!r}: {error}") from error
         if not found:
             raise InputError(f"sources: no file in {self.root} matches {self.pattern!r}")
-        return found
+        return group_into_units(found)
 
 
 class TextFiles(FileSource):
@@ -95,9 +75,9 @@ class TextFiles(FileSource):
     pattern: str = "**/*.txt"
     """Glob relative to `root`; `**` stands for any folders."""
 
-    def documents(self, files: list[SourceFile]) -> Iterator[Document]:
-        for file in files:
-            text = file.path.read_bytes()
+    def documents(self, unit: Unit) -> Iterator[Document]:
+        for file in unit.files:
+            text = Path(file.path).read_bytes()
             if error := _utf8_error(text):
                 raise InputError(f"{file.path}: not UTF-8 text ({error}); convert it or leave it out of the source")
             yield Document(file.id, text)
@@ -111,9 +91,9 @@ class JsonLines(FileSource):
     """Glob relative to `root`; `**` stands for any folders."""
     field: str = "text"
 
-    def documents(self, files: list[SourceFile]) -> Iterator[Document]:
-        for file in files:
-            with file.path.open("rb") as lines:
+    def documents(self, unit: Unit) -> Iterator[Document]:
+        for file in unit.files:
+            with open(file.path, "rb") as lines:
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield Document(f"{file.id}:{number}", self._text(line, f"{file.path}:{number}"))
@@ -140,7 +120,7 @@ def _listed(paths: Iterable[Path], root: Path, prefix: str = "") -> list[SourceF
         if path.is_file():
             state = path.stat()
             id = prefix + os.fsencode(path.relative_to(root)).decode(errors="backslashreplace")
-            files.append(SourceFile(id, path, state.st_size, state.st_mtime_ns))
+            files.append(SourceFile(id, str(path), state.st_size, str(state.st_mtime_ns)))
     return sorted(files, key=lambda file: file.id)
 
 
