@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from perceiver_ar.blocks.attend import attend
 from perceiver_ar.blocks.positions import RotaryAngles, rotate
+from perceiver_ar.blocks.segments import Segments
 
 
 class KeyValueStore(Protocol):
@@ -67,14 +68,16 @@ class MultiHeadAttention(nn.Module):
         kv_input: Tensor,
         *,
         key_valid: Tensor | None = None,
+        segments: Segments | None = None,
         rotary_q: RotaryAngles | None = None,
         rotary_k: RotaryAngles | None = None,
         store: KeyValueStore | None = None,
     ) -> Tensor:
         """(batch, N, query_channels), (batch, M, kv_channels) -> (batch, N, output_channels).
 
-        `key_valid` (batch, keys) is False where a key is padding. With a `store`, `kv_input` holds the new tokens
-        only and attention reaches what was stored before; keys are stored rotated.
+        `key_valid` (batch, keys) is False where a key is padding, and attention stays within `segments`. With a
+        `store`, `kv_input` holds the new tokens only and attention reaches what was stored before; keys are stored
+        rotated.
         """
         q, k, v = (
             rearrange(x, "b n (h c) -> b h n c", h=self.num_heads)
@@ -89,6 +92,9 @@ class MultiHeadAttention(nn.Module):
             k, v = store.append(k, v)
         groups = zip(*(x.split(self.max_heads_parallel, dim=1) for x in (q, k, v)), strict=True)
         dropout = self.dropout if self.training else 0.0
-        heads = [attend(*group, causal=self.causal, key_valid=key_valid, dropout=dropout) for group in groups]
+        heads = [
+            attend(*group, causal=self.causal, key_valid=key_valid, segments=segments, dropout=dropout)
+            for group in groups
+        ]
         out = heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)
         return self.o_proj(rearrange(out, "b h n c -> b n (h c)"))

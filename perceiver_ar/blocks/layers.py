@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perceiver_ar.blocks.attention import KeyValueStore, MultiHeadAttention
 from perceiver_ar.blocks.positions import RotaryAngles
+from perceiver_ar.blocks.segments import Segments
 
 Activation = Literal["gelu", "geglu", "swiglu", "squared_relu"]
 Norm = Literal["layernorm", "rmsnorm"]
@@ -84,6 +85,7 @@ class CrossAttentionLayer(nn.Module):
         context: Tensor,
         *,
         key_valid: Tensor | None = None,
+        segments: Segments | None = None,
         rotary_q: RotaryAngles | None = None,
         rotary_k: RotaryAngles | None = None,
         store: KeyValueStore | None = None,
@@ -95,7 +97,9 @@ class CrossAttentionLayer(nn.Module):
             keys = torch.cat((self.kv_norm(prefix), queries), dim=1)
         else:
             keys = self.kv_norm(context)
-        read = self.attention(queries, keys, key_valid=key_valid, rotary_q=rotary_q, rotary_k=rotary_k, store=store)
+        read = self.attention(
+            queries, keys, key_valid=key_valid, segments=segments, rotary_q=rotary_q, rotary_k=rotary_k, store=store
+        )
         latents = latents + self.dropout(read)
         return latents + self.dropout(self.mlp(self.mlp_norm(latents)))
 
@@ -117,12 +121,14 @@ class SelfAttentionLayer(nn.Module):
         latents: Tensor,
         *,
         key_valid: Tensor | None = None,
+        segments: Segments | None = None,
         rotary: RotaryAngles | None = None,
         store: KeyValueStore | None = None,
     ) -> Tensor:
         """(batch, N, channels) -> the same shape."""
         x = self.norm(latents)
-        latents = latents + self.dropout(
-            self.attention(x, x, key_valid=key_valid, rotary_q=rotary, rotary_k=rotary, store=store)
+        read = self.attention(
+            x, x, key_valid=key_valid, segments=segments, rotary_q=rotary, rotary_k=rotary, store=store
         )
+        latents = latents + self.dropout(read)
         return latents + self.dropout(self.mlp(self.mlp_norm(latents)))

@@ -1,4 +1,4 @@
-"""Where a token is: rotary embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864) and positions under padding.
+"""Where a token is: rotary embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), positions in documents.
 
 Tables are fp32 and computed on use: they are in no state dict, and casting a model to bf16 leaves every angle exact.
 """
@@ -8,12 +8,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def token_positions(key_valid: Tensor) -> Tensor:
-    """Position of each token among the valid ones of its row: (batch, length) bool -> int64, padding clamped at 0."""
-    return (key_valid.cumsum(dim=-1) - 1).clamp(min=0)
+    """How many valid tokens of its row come before each token: (batch, length) bool -> int64."""
+    return key_valid.cumsum(dim=-1) - key_valid.long()
+
+
+def restart_positions(positions: Tensor, segments: Tensor) -> Tensor:
+    """`positions` counted from the first token of each segment: both (batch or 1, length), ascending in every row."""
+    starts = F.pad(segments.diff(dim=-1) != 0, (1, 0))
+    return positions - (positions * starts).cummax(dim=-1).values
 
 
 def rotary_frequencies(

@@ -1,4 +1,4 @@
-"""Bytes as tokens, as a fast tokenizer that needs nothing but its `tokenizer.json`."""
+"""The tokenizers that models are trained with, as fast tokenizers that need nothing but their `tokenizer.json`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from perceiver_ar.hf.sentencepiece import convert_sentencepiece
 
 SPECIAL_TOKENS = ("[PAD]", "[BOS]", "[EOS]", "[MASK]", "[CLS]", "[SEP]")
 
@@ -29,6 +31,17 @@ def saved_tokenizer(file: Path, end_token_id: int, max_length: int) -> PreTraine
     """The tokenizer of a `tokenizer.json`; the token that ends a document also begins and pads."""
     end = Tokenizer.from_file(str(file)).id_to_token(end_token_id)
     return _fast_tokenizer(max_length, tokenizer_file=str(file), pad_token=end, bos_token=end, eos_token=end)
+
+
+def sentencepiece_tokenizer(file: Path, end_token_id: int, max_length: int) -> PreTrainedTokenizerFast:
+    """The tokenizer of a SentencePiece model; the token that ends a document also begins and pads.
+
+    Raises:
+        ValueError: the model does something that fast tokenizers cannot do exactly.
+    """
+    tokenizer = convert_sentencepiece(file.read_bytes())
+    end = tokenizer.id_to_token(end_token_id)
+    return _fast_tokenizer(max_length, tokenizer_object=tokenizer, pad_token=end, bos_token=end, eos_token=end)
 
 
 def _fast_tokenizer(max_length: int, **options: object) -> PreTrainedTokenizerFast:

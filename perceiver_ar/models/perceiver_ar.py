@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 from perceiver_ar.blocks.attention import MultiHeadAttention
 from perceiver_ar.blocks.cross_entropy import TokenLoss, chunked_cross_entropy
 from perceiver_ar.blocks.layers import MLP, CrossAttentionLayer, SelfAttentionLayer, make_norm
-from perceiver_ar.blocks.positions import RotaryAngles, rotary_frequencies, token_positions
+from perceiver_ar.blocks.positions import RotaryAngles, restart_positions, rotary_frequencies, token_positions
+from perceiver_ar.blocks.segments import Segments
 from perceiver_ar.models.config import PRESETS, PerceiverARConfig
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class PerceiverAR(nn.Module):
         prefix_length: int,
         *,
         key_valid: Tensor | None = None,
+        segments: Tensor | None = None,
         prefix_keep: Tensor | None = None,
         cache: PerceiverARCache | None = None,
         targets: Tensor | None = None,
@@ -102,18 +104,22 @@ class PerceiverAR(nn.Module):
 
         `input_ids` (batch, T): the first `prefix_length` tokens are read only, the N others are latents.
         `key_valid` (batch, T) is False at padding, which may be anywhere and which nothing attends to; None means no
-        padding. `prefix_keep` (batch, K) holds the prefix positions to read, ascending (see `draw_prefix_keep`).
-        `targets` (batch, N) asks for the loss instead of logits; -100 is ignored.
+        padding. `segments` (batch, T) numbers the documents packed into a row, ascending from 0: each is read as if it
+        were alone, with positions of its own. `prefix_keep` (batch, K) holds the prefix positions to read, ascending
+        (see `draw_prefix_keep`). `targets` (batch, N) asks for the loss instead of logits; -100 is ignored.
         With a `cache`, `input_ids` are the tokens after those already seen and `key_valid` covers both; after the first
         call all new tokens are latents.
 
-        Raises ValueError where N is not in [1, max_latents] or T exceeds max_seq_len.
+        Raises ValueError where N is not in [1, max_latents], T exceeds max_seq_len, or `segments` or `prefix_keep` meet
+        a cache.
         """
+        if cache is not None and not (segments is None and prefix_keep is None):
+            raise ValueError("segments and prefix_keep are for whole windows: a cache takes neither")
         if cache is not None and cache.latents_seen:
             prefix_length = 0
             if cache.must_decode_singly(input_ids.shape[1]):
                 return self._decode_singly(input_ids, key_valid, cache)
-        hidden = self._latents(input_ids, prefix_length, key_valid, prefix_keep, cache)
+        hidden = self._latents(input_ids, prefix_length, key_valid, segments, prefix_keep, cache)
         if targets is None:
             return PerceiverAROutput(hidden, F.linear(hidden, self.output_weight, self.output_bias), None)
         loss = chunked_cross_entropy(
@@ -126,32 +132,30 @@ class PerceiverAR(nn.Module):
         input_ids: Tensor,
         prefix_length: int,
         key_valid: Tensor | None,
+        segments: Tensor | None,
         prefix_keep: Tensor | None,
         cache: PerceiverARCache | None,
     ) -> Tensor:
         config = self.config
         length = input_ids.shape[1]
-        num_latents = length - prefix_length
-        if not (prefix_length >= 0 and 1 <= num_latents <= config.max_latents and length <= config.max_seq_len):
-            raise ValueError(
-                f"{length} tokens with prefix_length {prefix_length} make {num_latents} latents; this model takes "
-                f"1 to {config.max_latents} latents and at most {config.max_seq_len} tokens"
-            )
+        num_latents = self._count_latents(length, prefix_length)
         seen = cache.tokens_seen if cache is not None else 0
-        latents_seen = cache.latents_seen if cache is not None else 0
         if key_valid is None:
             positions = torch.arange(seen, seen + length, device=input_ids.device)[None]
         else:
             positions = token_positions(key_valid)[:, seen:]
-        latent_positions = positions[:, prefix_length:]
-        latent_valid = None if key_valid is None else key_valid[:, seen + prefix_length - latents_seen :]
+        if segments is not None:
+            positions = restart_positions(positions, segments)
+        latent_valid = None
+        if cache is None:
+            segments, key_valid = _padding_as_document(segments, key_valid), None
+        elif key_valid is not None:
+            latents_seen = min(cache.latents_seen + num_latents, config.max_latents)
+            key_valid, latent_valid = key_valid[:, -config.max_seq_len :], key_valid[:, -latents_seen:]
         if prefix_keep is not None:
-            read = torch.cat(
-                (prefix_keep, torch.arange(prefix_length, length).to(prefix_keep).expand(len(input_ids), -1)), 1
-            )
-            input_ids = input_ids.gather(1, read)
-            positions = positions.expand(len(read), -1).gather(1, read)
-            key_valid = None if key_valid is None else key_valid.gather(1, read)
+            input_ids, positions, segments = _gather_kept(prefix_keep, prefix_length, input_ids, positions, segments)
+        documents = None if segments is None else Segments.of_window(segments, num_latents)
+        latent_documents = None if documents is None else documents.among_queries()
 
         context = self.embed(input_ids, positions)
         rotary_k = self._rotary(positions, config.input_channels)
@@ -159,24 +163,36 @@ class PerceiverAR(nn.Module):
             self.cross_attention,
             self.latent_projection(context[:, -num_latents:]),
             context,
-            key_valid=None if key_valid is None else key_valid[:, -config.max_seq_len :],
+            key_valid=key_valid,
+            segments=documents,
             rotary_q=None if rotary_k is None else rotary_k.last(num_latents),
             rotary_k=rotary_k,
             store=None if cache is None else cache.cross,
         )
-        rotary = self._rotary(latent_positions, config.num_channels)
+        rotary = self._rotary(positions[:, -num_latents:], config.num_channels)
         rotary_layers = config.num_layers if config.rotary_layers is None else config.rotary_layers
         for i, layer in enumerate(self.self_attention):
             latents = self._run(
                 layer,
                 latents,
-                key_valid=None if latent_valid is None else latent_valid[:, -config.max_latents :],
+                key_valid=latent_valid,
+                segments=latent_documents,
                 rotary=rotary if i < rotary_layers else None,
                 store=None if cache is None else cache.latents[i],
             )
         if cache is not None:
             cache.advance(length, num_latents)
         return self.output_norm(latents)
+
+    def _count_latents(self, length: int, prefix_length: int) -> int:
+        config = self.config
+        num_latents = length - prefix_length
+        if prefix_length >= 0 and 1 <= num_latents <= config.max_latents and length <= config.max_seq_len:
+            return num_latents
+        raise ValueError(
+            f"{length} tokens with prefix_length {prefix_length} make {num_latents} latents; this model takes "
+            f"1 to {config.max_latents} latents and at most {config.max_seq_len} tokens"
+        )
 
     def _rotary(self, positions: Tensor, channels: int) -> RotaryAngles | None:
         config = self.config
@@ -251,6 +267,28 @@ def _self_attention_layer(config: PerceiverARConfig) -> SelfAttentionLayer:
 
 def _mlp(config: PerceiverARConfig, widening: float) -> MLP:
     return MLP(config.num_channels, int(widening * config.num_channels), config.mlp, bias=config.mlp_bias)
+
+
+def _padding_as_document(segments: Tensor | None, key_valid: Tensor | None) -> Tensor | None:
+    """`segments` in which the padding of a row is a document by itself, the first, so that nobody else attends to it.
+
+    Padding to the left then leaves documents end to end, for which there are kernels without masks.
+    """
+    if key_valid is None:
+        return segments
+    if segments is None:
+        segments = torch.zeros_like(key_valid, dtype=torch.int32)
+    return segments.masked_fill(~key_valid, -1)
+
+
+def _gather_kept(
+    prefix_keep: Tensor, prefix_length: int, input_ids: Tensor, positions: Tensor, segments: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The kept prefix tokens and all latents: what is known of a token travels with it."""
+    latents = torch.arange(prefix_length, input_ids.shape[1], device=prefix_keep.device)
+    read = torch.cat((prefix_keep, latents.expand(len(prefix_keep), -1)), dim=1)
+    positions = positions.expand(len(read), -1).gather(1, read)
+    return input_ids.gather(1, read), positions, None if segments is None else segments.gather(1, read)
 
 
 def draw_prefix_keep(seed: int, sample_indices: Tensor, prefix_length: int, dropout: float) -> Tensor | None:

@@ -32,7 +32,12 @@ class CausalLM(nn.Module):
         dropout = self.model.config.prefix_dropout if self.training else 0.0
         keep = draw_prefix_keep(self.seed, batch.indices, prefix_length, dropout)
         loss = self.model(
-            batch.input_ids, prefix_length, key_valid=batch.key_valid, prefix_keep=keep, targets=batch.targets
+            batch.input_ids,
+            prefix_length,
+            key_valid=batch.key_valid,
+            segments=batch.segments,
+            prefix_keep=keep,
+            targets=batch.targets,
         ).loss
         return TaskOutput(loss.total, loss.nll.view_as(batch.targets))
 

@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perceiver_ar.blocks.attend import attend, describe_backend, merge_partial, use_backend
+from perceiver_ar.blocks.attend import attend, describe_backend, use_backend
+from perceiver_ar.blocks.merge import merge_partial
+from perceiver_ar.blocks.segments import Segments
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHAPES = [  # (queries, keys)
@@ -81,7 +83,7 @@ def random_masks(queries, keys, batch=2, device="cpu"):
     key_valid = torch.rand(batch, keys, generator=generator) < 0.6
     key_valid[0, : keys - queries + 1] = False  # causal query 0 of sequence 0 sees nothing
     key_valid[2:] = False
-    segments = (
+    segments = Segments(
         torch.randint(0, 3, (batch, queries), generator=generator).to(device),
         torch.randint(0, 3, (batch, keys), generator=generator).to(device),
     )
@@ -90,12 +92,11 @@ def random_masks(queries, keys, batch=2, device="cpu"):
 
 def test_reference_follows_its_definition():
     q, k, v = (x.detach() for x in draw(5, 9, dtype=torch.float64, v_channels=6))
-    key_valid, (query_segments, key_segments) = random_masks(5, 9)
+    key_valid, segments = random_masks(5, 9)
     allowed = torch.zeros(2, 5, 9, dtype=torch.bool)
     for b, i, j in itertools.product(range(2), range(5), range(9)):
-        allowed[b, i, j] = j <= 9 - 5 + i and key_valid[b, j] and query_segments[b, i] == key_segments[b, j]
+        allowed[b, i, j] = j <= 9 - 5 + i and key_valid[b, j] and segments.queries[b, i] == segments.keys[b, j]
     assert not allowed.any(-1).all()
-    segments = (query_segments, key_segments)
     actual = attend(q, k, v, causal=True, key_valid=key_valid, segments=segments, return_lse=True, backend="reference")
     for a, e in zip(actual, by_hand(q, k, v, allowed), strict=True):
         torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
@@ -125,6 +126,47 @@ def test_masked_backends_equal_the_oracle(backend, queries, keys, mask, causal, 
     masks = {"key_valid": {"key_valid": key_valid}, "segments": {"segments": segments}}
     options = masks.get(mask, masks["key_valid"] | masks["segments"])
     assert_equals_oracle(q, k, v, causal=causal, backend=backend, lse_gradient=True, **options)
+
+
+def documents(*rows, device="cpu"):
+    """Document numbers (batch, keys) of rows packed from documents of these lengths."""
+    numbers = [torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)) for lengths in rows]
+    return torch.stack(numbers).to(device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ([40], [40], [40]),
+        ([24, 16], [25, 15], [23, 17]),  # borders at and around the first query
+        ([7, 20, 13], [1, 1, 38], [38, 1, 1]),
+        ([1] * 40, [30, 10], [2, 37, 1]),
+    ],
+)
+@pytest.mark.parametrize("queries", [1, 16, 40])
+@pytest.mark.parametrize("backend", ["flash", "sdpa", "reference"])
+def test_documents_end_to_end_equal_the_oracle(backend, queries, rows, causal, dtype, device):
+    if backend == "flash" and device == "cuda" and dtype.itemsize > 2:
+        pytest.skip("CUDA flash kernels are bf16 and fp16")
+    q, k, v = draw(queries, 40, dtype=dtype, device=device, batch=3)
+    segments = Segments.of_window(documents(*rows, device=device), queries)
+    assert_equals_oracle(q, k, v, causal=causal, backend=backend, lse_gradient=True, segments=segments)
+
+
+@pytest.mark.gpu
+def test_dropout_within_documents_on_cuda():
+    torch.manual_seed(0)
+    q, k, _ = draw(64, 64, dtype=torch.bfloat16, device="cuda", channels=64, batch=1)
+    identity = torch.eye(64, dtype=q.dtype, device="cuda").expand(1, 3, 64, 64)
+    segments = Segments.of_window(documents([40, 24], device="cuda"), 64)
+    weights = attend(q, k, identity, causal=False, segments=segments)
+    dropped = attend(q, k, identity, causal=False, segments=segments, dropout=0.25, backend="flash")
+    inside = weights != 0
+    assert ((dropped[inside] == 0).float().mean() - 0.25).abs() < 0.05
+    assert (dropped[~inside] == 0).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -233,8 +275,10 @@ def test_bf16_split_costs_little_precision():
 
 def test_override_that_cannot_serve_the_call_says_why():
     q, k, v = draw(4, 8)
-    with pytest.raises(ValueError, match="key padding or segments"):
+    with pytest.raises(ValueError, match="key padding"):
         attend(q, k, v, causal=True, key_valid=torch.ones(2, 8, dtype=torch.bool), backend="flash")
+    with pytest.raises(ValueError, match="segments that do not lie end to end"):
+        attend(q, k, v, causal=True, segments=random_masks(4, 8)[1], backend="flash")
     with pytest.raises(ValueError, match="dropout on the CPU"):
         attend(q, k, v, causal=True, dropout=0.1, backend="flash")
     with pytest.raises(ValueError, match="16 channels and values 8"):

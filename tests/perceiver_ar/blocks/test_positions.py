@@ -1,6 +1,6 @@
 import torch
 
-from perceiver_ar.blocks.positions import RotaryAngles, rotary_frequencies, rotate, token_positions
+from perceiver_ar.blocks.positions import RotaryAngles, restart_positions, rotary_frequencies, rotate, token_positions
 
 
 def angles_at(positions, channels=8):
@@ -42,4 +42,17 @@ def test_endpoint_spreads_frequencies_up_to_the_base():
 
 def test_padding_does_not_advance_positions():
     valid = torch.tensor([[0, 0, 1, 1, 0, 1], [1, 1, 1, 1, 1, 1]], dtype=torch.bool)
-    assert token_positions(valid).tolist() == [[0, 0, 0, 1, 1, 2], [0, 1, 2, 3, 4, 5]]
+    assert token_positions(valid).tolist() == [[0, 0, 0, 1, 2, 2], [0, 1, 2, 3, 4, 5]]
+
+
+def test_positions_restart_at_every_document():
+    segments = torch.tensor([[0, 0, 0, 1, 1, 2], [0, 1, 2, 2, 2, 2]])
+    assert restart_positions(torch.arange(6)[None], segments).tolist() == [[0, 1, 2, 0, 1, 0], [0, 0, 0, 1, 2, 3]]
+
+
+def test_padding_does_not_advance_positions_within_documents():
+    valid = torch.tensor([[0, 0, 1, 1, 0, 1, 1, 0, 1, 1]], dtype=torch.bool)
+    for segments in ([0, 0, 0, 0, 0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 1, 1, 2, 2, 2, 3]):
+        starts = [segments.index(number) for number in segments]
+        counted = [int(valid[0, start:i].sum()) for i, start in enumerate(starts)]
+        assert restart_positions(token_positions(valid), torch.tensor([segments])).tolist() == [counted]
