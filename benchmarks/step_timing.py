@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise, repeat
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from torch import Tensor
 from perceiver_ar.blocks.attend import describe_backend, use_backend
 from perceiver_ar.cost import count_parameters, training_flops_per_token
 from pretrain.config import RunConfig
-from pretrain.corpus import Batch, BatchReader, SampleOrder, StepBatch, StridedWindows, open_corpus, order_key
+from pretrain.corpus import Batch, StepBatch
+from pretrain.data import PreparedData, corpus_locations
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.errors import InputError
 from pretrain.hardware import matmul_peak, peak_memory_gib
 from pretrain.loop import train_step
+from pretrain.progress import Progress
 from pretrain.startup import DTYPES, build_task
 
 BASELINE = "reference"
@@ -148,30 +151,17 @@ def summarize(arm: Arm, config: RunConfig, peak: float) -> dict[str, Any]:
 def open_batches(config: RunConfig, ranks: Ranks, steps: int) -> tuple[str, Any]:
     """Where the tokens come from, and a context manager for this rank's batches of them: the run's corpus or, before it
     is prepared, random tokens."""
-    train, model = config.train, config.model
+    train = config.train
     if train.global_batch % (train.micro_batch * ranks.size):
         raise InputError(
             f"train.global_batch: {train.global_batch} must be a multiple of "
             f"train.micro_batch ({train.micro_batch}) x ranks ({ranks.size}) = {train.micro_batch * ranks.size}"
         )
-    if not config.data.corpus.exists():
+    locations = [location for _, location in corpus_locations(config).values()]
+    if config.data.stream is not None or not all("://" in place or Path(place).exists() for place in locations):
         return "random tokens", nullcontext(random_batches(config, ranks))
-    corpus = open_corpus(config.data.corpus)
-    windows = StridedWindows(
-        corpus.split("train"), context=model.max_seq_len, latents=model.max_latents, stride=model.max_latents
-    )
-    reader = BatchReader(
-        windows,
-        SampleOrder(len(windows), order_key(corpus.manifest.fingerprint, config.run.seed)),
-        global_batch=train.global_batch,
-        micro_batch=train.micro_batch,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        start_step=0,
-        stop_step=steps,
-        read_ahead=config.data.read_ahead,
-    )
-    return str(config.data.corpus), reader
+    reading = config.model_copy(update={"train": train.model_copy(update={"steps": steps})})
+    return ", ".join(locations), PreparedData(reading).reader(ranks, Progress())
 
 
 def random_batches(config: RunConfig, ranks: Ranks) -> Iterator[StepBatch]:
@@ -181,5 +171,5 @@ def random_batches(config: RunConfig, ranks: Ranks) -> Iterator[StepBatch]:
     for first in range(0, train.global_batch // ranks.size, train.micro_batch):
         tokens = torch.randint(model.vocab_size, (train.micro_batch, model.max_seq_len + 1))
         samples = torch.arange(first, first + train.micro_batch)
-        micro_batches.append(Batch(tokens[:, :-1], tokens[:, -model.max_latents :], None, samples))
-    return repeat(StepBatch(0, micro_batches, wait=0.0))
+        micro_batches.append(Batch(tokens[:, :-1], tokens[:, -model.max_latents :], None, None, samples))
+    return repeat(StepBatch(0, micro_batches, wait=0.0, state=None))
