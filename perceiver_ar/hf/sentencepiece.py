@@ -25,8 +25,9 @@ FRAGMENTS = (
 def convert_sentencepiece(model: bytes) -> Tokenizer:
     """The tokenizer that gives the ids of a serialised `ModelProto`.
 
-    A BPE model is converted exactly. Of a unigram model, SentencePiece itself adds up scores in single precision, so
-    that two ways of cutting a long text which are as good as equally likely may be told apart by rounding alone.
+    A BPE model is converted exactly. With a unigram model, two ways of cutting a text may be equally likely up to
+    rounding, as are runs of spaces cut in two orders; SentencePiece adds up in single precision, `tokenizers` in
+    double, so that such ties may fall the other way.
 
     Raises:
         ValueError: the model cannot be converted, or texts show a difference; the message says why.
@@ -35,8 +36,7 @@ def convert_sentencepiece(model: bytes) -> Tokenizer:
     if proto.trainer_spec.treat_whitespace_as_suffix or not proto.normalizer_spec.escape_whitespaces:
         raise ValueError("it does not write a space as ▁ in front of what follows")
     tokenizer = Tokenizer(_model(proto))
-    if rules := _normalizers(proto.normalizer_spec):
-        tokenizer.normalizer = normalizers.Sequence(rules)
+    tokenizer.normalizer = normalizers.Sequence(_normalizers(proto.normalizer_spec))
     tokenizer.decoder = _decoder(proto.normalizer_spec)
     symbols = [piece.piece for piece in proto.pieces if piece.type == USER_DEFINED]
     tokenizer.add_tokens([AddedToken(symbol, normalized=True) for symbol in symbols])
