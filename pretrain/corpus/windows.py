@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
+import xxhash
 
 from pretrain.corpus.stream import TokenStream
 from pretrain.errors import InputError
 
 IGNORED = -100
 PADDING = 0
+BLOCK_SHARDS = 4
+"""Windows of so many shards are kept together by the shuffle, so that it works through few shards at a time."""
 
 
 @dataclass(frozen=True)
@@ -18,45 +22,197 @@ class Window:
     input_ids: np.ndarray
     """(context,) int64."""
     targets: np.ndarray
-    """(latents,) int64, the tokens behind the last `latents` inputs; -100 where another window trains them."""
+    """(latents,) int64, the tokens behind the last `latents` inputs; -100 where there is nothing to train."""
     valid: np.ndarray | None
-    """(context,) bool, False on padding before the stream's start; None if there is none."""
+    """(context,) bool, False on padding, which is on the left; None if there is none."""
+    segments: np.ndarray | None = None
+    """(context,) int32: to which of the window's documents a token belongs, counted from 0; padding belongs to the
+    first. None where documents are not told apart."""
 
 
-class StridedWindows:
-    """Windows `stride` tokens apart, each with up to `context` tokens before its targets.
+class Windows(Protocol):
+    """Numbered windows of a stream, as many in every epoch, all of `context` inputs and `latents` targets."""
+
+    stream: TokenStream
+    context: int
+    latents: int
+
+    @property
+    def block_windows(self) -> int:
+        """Neighbouring windows that the shuffle keeps together: those of about four shards, at least 1."""
+
+    def __len__(self) -> int:
+        """Windows of an epoch."""
+
+    def window(self, number: int, epoch: int = 0) -> Window:
+        """Window `number`, 0 <= number < len(self), of an epoch.
+
+        Raises:
+            InputError: a shard is missing or damaged, or cannot be downloaded.
+        """
+
+    def will_read(self, numbers: np.ndarray, epochs: np.ndarray) -> None:
+        """Announce `window` calls with these numbers and epochs, in this order; int64 of one shape."""
+
+
+WindowKind = Literal["strided", "packed", "crop"]
+
+
+def make_windows(
+    kind: WindowKind, stream: TokenStream, *, context: int, latents: int, key: int, segments: bool
+) -> Windows:
+    """Windows to train on; `strided` ones are `latents` apart. `key` decides the crops of `crop` and nothing else.
+
+    Raises:
+        InputError: the stream has nothing to predict.
+    """
+    if kind == "strided":
+        return StridedWindows(stream, context=context, latents=latents, stride=latents, segments=segments)
+    if kind == "packed":
+        return PackedWindows(stream, context=context, latents=latents, segments=segments)
+    return CropWindows(stream, context=context, latents=latents, key=key, segments=segments)
+
+
+class _StreamWindows:
+    """What the kinds of windows share: each is found by its last target, and cut from the stream there."""
+
+    def __init__(self, stream: TokenStream, *, context: int, latents: int, segments: bool = False):
+        if not 1 <= latents <= context:
+            raise ValueError(f"1 <= latents {latents} <= context {context} does not hold")
+        if len(stream) < 2:
+            raise InputError(f"corpus: a split of {len(stream)} token has nothing to predict; add text to its sources")
+        self.stream = stream
+        self.context = context
+        self.latents = latents
+        self.segments = segments
+
+    def _cut(self, last_target: int, first_target: int = 1, begin: int = 0) -> Window:
+        """The inputs end just before token `last_target`; none lies before token `begin`. Targets before token
+        `first_target` are ignored."""
+        start = max(begin, last_target - self.context)
+        tokens = self.stream.read(start, last_target + 1)
+        padding = self.context - (last_target - start)
+        valid = None
+        if padding:
+            tokens = np.concatenate([np.full(padding, PADDING), tokens])
+            valid = np.arange(self.context) >= padding
+        targets = tokens[-self.latents :].copy()
+        trained = last_target + 1 - max(first_target, start + 1)
+        targets[: max(0, self.latents - trained)] = IGNORED
+        segments = self._segments(start, last_target, padding) if self.segments else None
+        return Window(tokens[:-1], targets, valid, segments)
+
+    def _segments(self, start: int, stop: int, padding: int) -> np.ndarray:
+        starts = self.stream.document_starts(start, stop)
+        bounds = np.empty(len(starts) + 2, dtype=np.int64)
+        bounds[0], bounds[1:-1], bounds[-1] = start - padding, starts, stop
+        return np.arange(len(starts) + 1, dtype=np.int32).repeat(np.diff(bounds))
+
+    def _check(self, number: int, windows: int) -> None:
+        if not 0 <= number < windows:
+            raise IndexError(f"window {number} of {windows}")
+
+
+class StridedWindows(_StreamWindows):
+    """Windows `stride` tokens apart, each with up to `context` tokens before its targets, the same in every epoch.
 
     Window w trains tokens w*stride + 1 to (w+1)*stride of the stream, so every token but the very first is a target
     exactly once. Its inputs are the `context` tokens that end just before its last target. The last window is moved
     left to end with the stream.
     """
 
-    def __init__(self, stream: TokenStream, *, context: int, latents: int, stride: int):
-        if not 1 <= stride <= latents <= context:
-            raise ValueError(f"stride {stride} <= latents {latents} <= context {context} does not hold")
-        if len(stream) < 2:
-            raise InputError(f"corpus: a split of {len(stream)} token has nothing to predict; add text to its sources")
-        self.stream = stream
-        self.context = context
-        self.latents = latents
+    def __init__(self, stream: TokenStream, *, context: int, latents: int, stride: int, segments: bool = False):
+        super().__init__(stream, context=context, latents=latents, segments=segments)
+        if not 1 <= stride <= latents:
+            raise ValueError(f"1 <= stride {stride} <= latents {latents} does not hold")
         self.stride = stride
+
+    @property
+    def block_windows(self) -> int:
+        return max(1, BLOCK_SHARDS * self.stream.shard_tokens // self.stride)
 
     def __len__(self) -> int:
         return -(-(len(self.stream) - 1) // self.stride)
 
-    def window(self, number: int) -> Window:
-        """Window `number`, 0 <= number < len(self).
-
-        Raises:
-            InputError: a shard is missing or damaged.
-        """
-        if not 0 <= number < len(self):
-            raise IndexError(f"window {number} of {len(self)}")
+    def window(self, number: int, epoch: int = 0) -> Window:
+        self._check(number, len(self))
         last_target = min((number + 1) * self.stride, len(self.stream) - 1)
-        padding = max(0, self.context - last_target)
-        tokens = np.full(self.context + 1, PADDING, dtype=np.int64)
-        tokens[padding:] = self.stream.read(last_target - self.context + padding, last_target + 1)
-        targets = tokens[-self.latents :].copy()
-        targets[: self.latents - (last_target - number * self.stride)] = IGNORED
-        valid = np.arange(self.context) >= padding if padding else None
-        return Window(tokens[:-1], targets, valid)
+        return self._cut(last_target, first_target=number * self.stride + 1)
+
+    def will_read(self, numbers: np.ndarray, epochs: np.ndarray) -> None:
+        last_target = np.minimum((numbers + 1) * self.stride, len(self.stream) - 1)
+        self.stream.will_read(np.maximum(last_target - self.context, 0), last_target + 1)
+
+
+class PackedWindows(_StreamWindows):
+    """Documents end to end, cut every `context` tokens; the last `latents` tokens before each cut are trained.
+
+    In epoch e all cuts lie (e * latents) % context tokens further left: the first window then begins with padding, and
+    the last tokens, fewer than `context`, are left out. A last cut behind the stream's end is moved to it. Apart from
+    what a moved cut reads twice (fewer than `context` tokens), an epoch reads no token twice.
+
+    Over any ceil(context / latents) epochs in a row every token but the first is trained: once where `latents` divides
+    `context`; otherwise ceil(context / latents) * latents - context of every `context` tokens are trained twice. The
+    stream's last `latents` tokens are the exception: a moved cut trains them again, and where `latents` does not divide
+    `context`, those behind the last cut of all these epochs are not trained.
+    """
+
+    @property
+    def block_windows(self) -> int:
+        return max(1, BLOCK_SHARDS * self.stream.shard_tokens // self.context)
+
+    def __len__(self) -> int:
+        return -(-(len(self.stream) - 1) // self.context)
+
+    def window(self, number: int, epoch: int = 0) -> Window:
+        self._check(number, len(self))
+        shift = epoch * self.latents % self.context
+        return self._cut(min((number + 1) * self.context - shift, len(self.stream) - 1))
+
+    def will_read(self, numbers: np.ndarray, epochs: np.ndarray) -> None:
+        shift = epochs * self.latents % self.context
+        last_target = np.minimum((numbers + 1) * self.context - shift, len(self.stream) - 1)
+        self.stream.will_read(np.maximum(last_target - self.context, 0), last_target + 1)
+
+
+class CropWindows(_StreamWindows):
+    """One window of each document with at least two tokens, ending anywhere in it, elsewhere in every epoch.
+
+    The last target is uniform over the document's tokens number min(latents, length - 1) to length - 1, from `key`,
+    number and epoch alone; up to `latents` tokens that end there are trained. No token of another document is seen: a
+    crop shorter than `context` begins with padding. This is the scheme of the Perceiver AR paper (Hawthorne et al.
+    2022). All document ends are held in memory, 8 bytes each.
+    """
+
+    def __init__(self, stream: TokenStream, *, context: int, latents: int, key: int, segments: bool = False):
+        super().__init__(stream, context=context, latents=latents, segments=segments)
+        bounds = np.concatenate([np.zeros(1, dtype=np.int64), stream.document_ends()])
+        self._starts, self._ends = bounds[:-1], bounds[1:]
+        long_enough = self._ends - self._starts >= 2
+        if not long_enough.all():
+            self._starts, self._ends = self._starts[long_enough], self._ends[long_enough]
+        if not len(self._ends):
+            raise InputError("corpus: no document of a split has two tokens, so there is nothing to predict")
+        self._key = key
+
+    @property
+    def block_windows(self) -> int:
+        return max(1, BLOCK_SHARDS * self.stream.shard_tokens * len(self) // len(self.stream))
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def window(self, number: int, epoch: int = 0) -> Window:
+        self._check(number, len(self))
+        return self._cut(self._last_target(number, epoch), begin=int(self._starts[number]))
+
+    def will_read(self, numbers: np.ndarray, epochs: np.ndarray) -> None:
+        drawn = zip(numbers.ravel().tolist(), epochs.ravel().tolist(), strict=True)
+        last_target = np.array([self._last_target(*place) for place in drawn], dtype=np.int64)
+        self.stream.will_read(np.maximum(last_target - self.context, self._starts[numbers.ravel()]), last_target + 1)
+
+    def _last_target(self, number: int, epoch: int) -> int:
+        start, end = int(self._starts[number]), int(self._ends[number])
+        first = min(self.latents, end - start - 1)
+        draw = xxhash.xxh64_intdigest(f"crop of {number} in epoch {epoch}, key {self._key}".encode())
+        return start + first + draw % (end - start - first)
