@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from perceiver_ar.models.config import PRESETS, PerceiverARConfig
-from pretrain.schema import FilePath, Section, dump_yaml, load_yaml, validate
+from pretrain.corpus.direct.config import StreamConfig
+from pretrain.schema import FilePath, Location, Section, dump_yaml, load_yaml, validate
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -22,14 +33,69 @@ class RunSection(Section):
     """Seeds initial weights, order of data and every dropout."""
 
 
+def _weight_schedule(value: Any) -> Any:
+    """A number holds from step 0 on; YAML and JSON have steps as text."""
+    if isinstance(value, dict):
+        return {int(step) if str(step).isdigit() else step: weight for step, weight in value.items()}
+    return {0: value}
+
+
+class MixturePart(Section):
+    """A corpus of a mixture."""
+
+    corpus: Location
+    """Folder, or its URL, written by `pretrain/prepare.py`."""
+    weight: Annotated[dict[Count, NonNegativeFloat], BeforeValidator(_weight_schedule)]
+    """Share of the samples, relative to the other parts: a number, or one for each step from which on it holds."""
+    max_epochs: Annotated[float, Field(gt=0)] | None = None
+    """A run that would read the corpus more often is refused."""
+
+    @field_validator("weight")
+    @classmethod
+    def _begins_with_the_run(cls, value: dict[int, float]) -> dict[int, float]:
+        if 0 not in value:
+            raise ValueError(f"must say what holds from step 0 on, its first step is {min(value, default=None)}")
+        return dict(sorted(value.items()))
+
+    def weight_at(self, step: int) -> float:
+        return self.weight[max(begin for begin in self.weight if begin <= step)]
+
+
+class CacheSection(Section):
+    """Where shards of remote corpora are kept on each node."""
+
+    dir: FilePath = Path(tempfile.gettempdir(), f"perceiver-ar-shards-{os.getuid()}")
+    """A folder on a local disk, shared by the node's ranks and runs."""
+    max_gib: Annotated[float, Field(gt=0)] = 50
+
+
 class DataSection(Section):
-    corpus: FilePath
-    """Folder written by `pretrain/prepare.py`."""
-    tokenizer: str = "bytes"
-    """Tokenizer the corpus must have been prepared with."""
-    windows: Literal["strided"] = "strided"
+    """Exactly one of `corpus`, `mixture` and `stream` says what is trained on."""
+
+    corpus: Location | None = None
+    """Folder, or its URL, written by `pretrain/prepare.py`."""
+    mixture: Annotated[dict[str, MixturePart], Field(min_length=1)] | None = None
+    """Several of them, by name."""
+    stream: StreamConfig | None = None
+    """A data set read through `datasets` as training goes on, without preparation."""
+    tokenizer: str | None = None
+    """Refuse data of any other tokenizer than this one."""
+    windows: Literal["strided", "packed", "crop"] = "strided"
+    """`strided` trains every token once an epoch with full context before it, `packed` cuts documents end to end into
+    contexts of which the last tokens are trained, `crop` takes one random crop of every document."""
+    segments: bool = False
+    """Keep attention and positions within documents."""
+    cache: CacheSection = CacheSection()
     read_ahead: PositiveInt = 4
     """Steps read ahead of training by a thread."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if sum(origin is not None for origin in (self.corpus, self.mixture, self.stream)) != 1:
+            raise ValueError("give exactly one of data.corpus, data.mixture and data.stream")
+        if self.stream is not None and self.windows != "strided":
+            raise ValueError(f"data.stream goes with data.windows strided only, not {self.windows}")
+        return self
 
 
 class ZeroSection(Section):

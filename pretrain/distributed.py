@@ -8,12 +8,14 @@ import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+
+T = TypeVar("T")
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=15)
 """How long a rank waits for the others before the run fails; rank 0 writes a checkpoint within it."""
@@ -49,6 +51,13 @@ class Ranks:
         if self.size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return tensor.item()
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, by rank. Collective."""
+        values = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value, group=self.group)
+        return values
 
 
 def join() -> Ranks:

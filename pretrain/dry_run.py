@@ -17,8 +17,7 @@ from perceiver_ar.cost import (
     training_flops_per_token,
 )
 from pretrain.config import RunConfig, ZeroSection, dump_config
-from pretrain.corpus import open_corpus
-from pretrain.preflight import windows_per_epoch
+from pretrain.data import PreparedData
 
 ASSUMED_MFU = 0.4
 PEAK_BF16_FLOPS = {"A100": 312e12, "H100 SXM": 989e12, "B200": 2250e12, "RTX 4090": 165e12}
@@ -33,6 +32,8 @@ def print_dry_run(config: RunConfig, ranks: int, tokens_per_second: float | None
     _print_table(console, "Parameters", ["part", "parameters"], _parameter_rows(parameters))
     _print_table(console, "FLOPs per trained token", ["part", "forward", "training"], _flops_rows(config))
     _print_table(console, "Run", ["", ""], _run_rows(config, ranks))
+    if config.data.stream is None:
+        _print_table(console, "Data", ["", "tokens", "windows", "samples drawn", "epochs"], _data_rows(config))
     stages = [f"ZeRO {stage}{' (set)' * (stage == config.train.zero.stage)}" for stage in range(4)]
     memory = _memory_rows(config, sum(parameters.values()), ranks)
     _print_table(console, f"GiB on each of {ranks} ranks", ["", *stages], memory)
@@ -81,8 +82,6 @@ def _flops_rows(config: RunConfig) -> Iterable[Sequence[str]]:
 
 def _run_rows(config: RunConfig, ranks: int) -> Iterable[Sequence[str]]:
     model, train = config.model, config.train
-    stream = open_corpus(config.data.corpus).split("train")
-    windows = windows_per_epoch(config, stream)
     accumulation = train.global_batch // (train.micro_batch * ranks)
     tokens = trained_tokens(config)
     factors = f"{train.micro_batch} micro-batch x {accumulation} accumulation x {ranks} ranks"
@@ -91,8 +90,15 @@ def _run_rows(config: RunConfig, ranks: int) -> Iterable[Sequence[str]]:
     yield "steps", f"{train.steps:,}"
     yield "trained tokens", f"{tokens:,}"
     yield "training FLOPs", f"{tokens * training_flops_per_token(model):.3g}"
-    yield "corpus", f"{len(stream):,} tokens, {windows:,} windows"
-    yield "epochs", f"{train.steps * train.global_batch / windows:.2f}"
+
+
+def _data_rows(config: RunConfig) -> Iterable[Sequence[str]]:
+    samples = PreparedData(config).samples
+    drawn = config.train.steps * config.train.global_batch
+    epochs = samples.epochs(drawn)
+    for part, count in zip(samples.parts, samples.drawn(drawn), strict=True):
+        counts = len(part.windows.stream), len(part.windows), int(count)
+        yield part.name, *(f"{value:,}" for value in counts), f"{epochs[part.name]:.2f}"
 
 
 def _memory_rows(config: RunConfig, parameters: int, ranks: int) -> Iterable[Sequence[str]]:

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -27,9 +28,10 @@ from torch import Tensor
 from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from pretrain.command_line import ArgumentParser
 from pretrain.console import KILOTOKENS, show_progress
-from pretrain.corpus import Corpus, open_corpus
+from pretrain.corpus import Batch, Corpus
+from pretrain.data import mixture_weights, open_location, tokens_per_byte
 from pretrain.errors import DONE, InputError, run_command
-from pretrain.evaluation import EvaluationResult, Score, evaluate_stream
+from pretrain.evaluation import EvaluationResult, Score, evaluate_stream, perplexity
 from pretrain.files import replace_text
 from pretrain.trained_model import TrainedModel
 
@@ -44,7 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="a run directory or one of its checkpoints")
-    add("--data", type=Path, metavar="CORPUS", help="a prepared corpus (default: the run's own)")
+    add("--data", metavar="CORPUS", help="a prepared corpus, folder or URL (default: the run's own, each of a mixture)")
     add("--split", choices=("train", "validation"), default="validation")
     add("--stride", type=int, metavar="K", help="latents scored per window (default: all of them, as in training)")
     add("--reach", default="0,0.25,0.5,1", metavar="F,...", help="fractions of the prefix to leave; '' for no ablation")
@@ -74,8 +76,12 @@ def parse_reaches(text: str) -> list[float]:
 def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     trained = TrainedModel.find(arguments.checkpoint)
-    corpus = trained.corpus() if arguments.data is None else open_corpus(arguments.data)
-    check_corpus(corpus, trained)
+    if arguments.data is None:
+        corpora = trained.corpora()
+    else:
+        corpora = {Path(arguments.data).name: open_location(trained.config, arguments.data)}
+    for corpus in corpora.values():
+        check_corpus(corpus, arguments.split, trained)
     latents = trained.config.model.max_latents
     if arguments.stride is not None and arguments.stride > latents:
         raise InputError(f"--stride: {arguments.stride} is more than the model's max_latents ({latents})")
@@ -84,29 +90,54 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--out: {out.parent} is not a folder")
 
     console = Console()
+    of_corpora = {}
+    for name, corpus in corpora.items():
+        of_corpora[name] = {
+            "location": corpus.location,
+            **score_split(trained, corpus, arguments, console),
+            "baselines": baselines(corpus, arguments.split),
+        }
+        console.print(summary(f"{name}, {arguments.split} text, step {trained.state['step']:,}", of_corpora[name]))
+    weights = dict.fromkeys(corpora, 1.0) if arguments.data else mixture_weights(trained.config, trained.state["step"])
     results = {
         "checkpoint": trained.checkpoint.name,
         "step": trained.state["step"],
         "trained_tokens": trained.state["trained_tokens"],
-        "corpus": str(corpus.folder),
         "split": arguments.split,
-        **score_split(trained, corpus, arguments, console),
-        "baselines": baselines(corpus, arguments.split),
+        **mixed(of_corpora, corpora, arguments.split, weights),
+        "corpora": of_corpora,
     }
-    console.print(summary(results))
+    if len(corpora) > 1:
+        console.print(f"mixed as in training: {results['bits_per_byte']:.4f} bits per byte")
     replace_text(out, json.dumps(results, indent=1) + "\n")
     console.print(f"written to {out}")
     return DONE
 
 
-def check_corpus(corpus: Corpus, trained: TrainedModel) -> None:
-    """Raises `InputError` where the corpus holds other tokens than the model was trained on."""
-    wanted, found = trained.state["corpus"]["tokenizer_hash"], corpus.manifest.tokenizer_hash
-    if wanted != found:
+def check_corpus(corpus: Corpus, split: str, trained: TrainedModel) -> None:
+    """Raises `InputError` where the corpus holds other tokens than the model was trained on, or no such split."""
+    trained_on, found = trained.state["data"], corpus.manifest.tokenizer_hash
+    if trained_on["tokenizer_hash"] != found:
         raise InputError(
-            f"{corpus.folder}: prepared with tokenizer {corpus.manifest.tokenizer} ({found}); the model needs "
-            f"{trained.config.data.tokenizer} ({wanted})"
+            f"{corpus.location}: prepared with tokenizer {corpus.manifest.tokenizer} ({found}); the model needs "
+            f"{trained_on['tokenizer']} ({trained_on['tokenizer_hash']})"
         )
+    if split not in corpus.manifest.splits:
+        raise InputError(f"--split: {corpus.location} has no {split} text, only {', '.join(corpus.manifest.splits)}")
+
+
+def mixed(
+    results: dict[str, dict[str, Any]], corpora: dict[str, Corpus], split: str, weights: dict[str, float]
+) -> dict[str, float]:
+    """Loss, perplexity and bits per byte over corpora, each weighing as much as in training."""
+    loss = sum(weight * results[name]["loss"] for name, weight in weights.items())
+    per_byte = tokens_per_byte(corpora, split, weights)
+    return {
+        "tokens": sum(result["tokens"] for result in results.values()),
+        "loss": loss,
+        "perplexity": perplexity(loss),
+        "bits_per_byte": loss / math.log(2) * per_byte,
+    }
 
 
 def score_split(
@@ -129,6 +160,7 @@ def score_split(
         latents=config.max_latents,
         stride=stride,
         batch=arguments.batch or (16 if device.type == "cuda" else 4),
+        segments=trained.config.data.segments,
         tokens_per_byte=split.tokens / split.bytes,
         device=device,
     )
@@ -160,9 +192,16 @@ def score_split(
 
 
 def scorer(model: PerceiverAR) -> Score:
-    def score(input_ids: Tensor, targets: Tensor, key_valid: Tensor | None) -> Tensor:
-        prefix_length = input_ids.shape[1] - targets.shape[1]
-        return model(input_ids, prefix_length, key_valid=key_valid, targets=targets).loss.nll.view_as(targets)
+    def score(batch: Batch) -> Tensor:
+        prefix_length = batch.input_ids.shape[1] - batch.targets.shape[1]
+        loss = model(
+            batch.input_ids,
+            prefix_length,
+            key_valid=batch.key_valid,
+            segments=batch.segments,
+            targets=batch.targets,
+        ).loss
+        return loss.nll.view_as(batch.targets)
 
     return score
 
@@ -182,9 +221,9 @@ def baselines(corpus: Corpus, split: str) -> dict[str, float] | None:
     return None if measured is None else {"order_0": measured.order_0, "order_2": measured.order_2, "xz": measured.xz}
 
 
-def summary(results: dict[str, Any]) -> Table:
-    """The results beside each other; `results` as in `evaluation.json`."""
-    table = Table(title=f"{results['split']} text, step {results['step']:,}", title_justify="left")
+def summary(title: str, results: dict[str, Any]) -> Table:
+    """The results of one corpus beside each other, as in `evaluation.json`."""
+    table = Table(title=title, title_justify="left")
     table.add_column(no_wrap=True)
     for heading in ("bits per byte", "perplexity", "prefix gain", "tokens/s"):
         table.add_column(heading, justify="right")

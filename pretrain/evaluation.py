@@ -14,15 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pretrain.corpus import StridedWindows, TokenStream, stack_windows
+from pretrain.corpus import Batch, StridedWindows, TokenStream, stack_windows
 
 POSITION_BUCKETS = 16
 
-Score = Callable[[Tensor, Tensor, "Tensor | None"], Tensor]
-"""(input_ids (b, T), targets (b, N), key_valid (b, T) or None) -> nats per target (b, N), 0 where it is ignored (-100).
-
-Of a model in evaluation mode; the last N inputs are the latents.
-"""
+Score = Callable[[Batch], Tensor]
+"""A model in evaluation mode: batch -> nats per target (b, N), 0 where it is ignored (-100). Indices mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,8 @@ class EvaluationResult:
 
     @property
     def perplexity(self) -> float:
-        """Per token; infinite where it leaves the range of a float."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        """Per token."""
+        return perplexity(self.loss)
 
     @property
     def bits_per_byte(self) -> float:
@@ -80,6 +77,7 @@ def evaluate_stream(
     batch: int,
     tokens_per_byte: float,
     device: torch.device,
+    segments: bool = False,
     reach: int | None = None,
     max_windows: int | None = None,
     rank: int = 0,
@@ -89,13 +87,14 @@ def evaluate_stream(
     """Score every token of `stream` but the first, or `max_windows` windows spread evenly, `batch` windows at a time.
 
     A window of `context` tokens scores the last `stride` of its `latents`. `reach` leaves only the last so many tokens
-    of the prefix in the input (None: all of it); the latents, and so the tokens scored, stay the same. This rank takes
+    of the prefix in the input (None: all of it); the latents, and so the tokens scored, stay the same. `segments` keeps
+    what a token can read within its document. This rank takes
     every `world_size`-th window and calls `score` as often as every other rank, so that `score` may be collective.
     `progress` is told of every batch how many windows it had.
 
     Raises InputError where the stream is too short or its files are damaged.
     """
-    dataset = StridedWindows(stream, context=context, latents=latents, stride=stride)
+    dataset = StridedWindows(stream, context=context, latents=latents, stride=stride, segments=segments)
     windows = spread_evenly(len(dataset), max_windows)
     mine = windows[rank::world_size]
     buckets = torch.arange(latents) * POSITION_BUCKETS // latents
@@ -105,15 +104,20 @@ def evaluate_stream(
     for start in range(0, math.ceil(len(windows) / world_size), batch):
         numbers = mine[start : start + batch]
         # A rank that has run out of windows goes through the motions with one that counts for nothing.
-        input_ids, targets, key_valid = _batch(dataset, numbers or windows[:1], reach, device)
+        inputs = _batch(dataset, numbers or windows[:1], reach, device)
         with torch.no_grad():
-            losses = score(input_ids, targets, key_valid)
+            losses = score(inputs)
         if numbers:
             nll.index_add_(0, buckets, losses.double().sum(0).cpu())
-            counts.index_add_(0, buckets, (targets != -100).double().sum(0).cpu())
+            counts.index_add_(0, buckets, (inputs.targets != -100).double().sum(0).cpu())
         if progress is not None:
             progress(len(numbers))
     return EvaluationResult(nll, counts, time.perf_counter() - started, tokens_per_byte)
+
+
+def perplexity(loss: float) -> float:
+    """Of nats per token; infinite where it leaves the range of a float."""
+    return math.exp(loss) if loss < 700 else math.inf
 
 
 def spread_evenly(windows: int, limit: int | None) -> list[int]:
@@ -123,11 +127,14 @@ def spread_evenly(windows: int, limit: int | None) -> list[int]:
     return [(2 * i + 1) * windows // (2 * limit) for i in range(limit)]
 
 
-def _batch(
-    dataset: StridedWindows, numbers: Sequence[int], reach: int | None, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The windows as `Score` takes them: their prefixes cut on the left to `reach` tokens."""
-    input_ids, targets, valid = stack_windows([dataset.window(number) for number in numbers])
+def _batch(dataset: StridedWindows, numbers: Sequence[int], reach: int | None, device: torch.device) -> Batch:
+    """The windows with their prefixes cut on the left to `reach` tokens."""
+    input_ids, targets, valid, segments = stack_windows([dataset.window(number) for number in numbers])
     start = 0 if reach is None else max(0, dataset.context - dataset.latents - reach)
-    key_valid = None if valid is None or valid[:, start:].all() else valid[:, start:].to(device)
-    return input_ids[:, start:].to(device), targets.to(device), key_valid
+    return Batch(
+        input_ids[:, start:],
+        targets,
+        key_valid=None if valid is None or valid[:, start:].all() else valid[:, start:],
+        segments=None if segments is None else segments[:, start:],
+        indices=torch.zeros(len(numbers), dtype=torch.int64),
+    ).to(device)

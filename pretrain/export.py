@@ -14,7 +14,6 @@ import json
 from collections.abc import Sequence
 
 from pretrain.command_line import ArgumentParser
-from pretrain.corpus import open_corpus
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.trained_model import TrainedModel
 
@@ -30,7 +29,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="a run directory or one of its checkpoints")
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write; an earlier export there is replaced")
     add("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights (default: %(default)s)")
-    add("--data", type=Path, metavar="CORPUS", help="the corpus of the run, if it has moved")
+    add("--data", nargs="+", metavar="CORPUS", help="the corpora of the run, if they have moved: in the config's order")
     return parser.parse_args(argv)
 
 
@@ -38,14 +37,12 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     check_destination(arguments.out)
     trained = TrainedModel.find(arguments.checkpoint)
-    corpus = open_corpus(arguments.data or trained.config.data.corpus)
-    if corpus.manifest.fingerprint != trained.state["corpus"]["fingerprint"]:
-        raise InputError(f"{corpus.folder}: not the corpus that {trained.checkpoint} was trained on; see --data")
+    corpora = trained.corpora(arguments.data)
 
     # transformers takes seconds to import: only what is going to be exported waits for it.
     from pretrain.hf_export import export
 
-    export(trained, corpus, arguments.out, arguments.dtype)
+    export(trained, corpora, arguments.out, arguments.dtype)
     print(f"exported step {trained.state['step']:,} of {trained.run_dir} to {arguments.out}")
     return DONE
 

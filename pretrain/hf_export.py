@@ -11,15 +11,16 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from perceiver_ar.hf import PerceiverARForCausalLM, PerceiverARHFConfig, byte_tokenizer, saved_tokenizer
+from perceiver_ar.hf import PerceiverARForCausalLM, PerceiverARHFConfig
+from perceiver_ar.hf.tokenization import byte_tokenizer, saved_tokenizer, sentencepiece_tokenizer
 from pretrain.corpus import Corpus
-from pretrain.corpus.tokenizers import BYTES, TOKENIZER_FILE
+from pretrain.corpus.tokenizers import BYTES
 from pretrain.errors import InputError
 from pretrain.model_card import model_card
 from pretrain.trained_model import TrainedModel
 
 
-def export(trained: TrainedModel, corpus: Corpus, out: Path, dtype: str) -> None:
+def export(trained: TrainedModel, corpora: dict[str, Corpus], out: Path, dtype: str) -> None:
     """Write the folder whole, in place of an earlier one, or not at all; `dtype` is ``float32`` or ``bfloat16``.
 
     Raises `InputError` where the disk refuses.
@@ -31,8 +32,8 @@ def export(trained: TrainedModel, corpus: Corpus, out: Path, dtype: str) -> None
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         hf_model(trained, getattr(torch, dtype)).save_pretrained(temporary)
-        hf_tokenizer(trained, corpus.folder).save_pretrained(temporary)
-        model_card(out.name, trained, corpus).save(temporary / "README.md")
+        hf_tokenizer(trained, next(iter(corpora.values()))).save_pretrained(temporary)
+        model_card(out.name, trained, corpora).save(temporary / "README.md")
         if out.exists():
             os.rename(out, old)
         os.rename(temporary, out)
@@ -50,15 +51,25 @@ def hf_model(trained: TrainedModel, dtype: torch.dtype = torch.float32) -> Perce
         wrapped = PerceiverARForCausalLM(config)
     wrapped.model = model
     wrapped.to(dtype)  # type: ignore[arg-type]
-    end = trained.state["corpus"]["end_id"]
+    end = trained.state["data"]["end_id"]
     # A document begins behind the end of another: that is what the model has seen before every first token.
     wrapped.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
     return wrapped.eval()
 
 
-def hf_tokenizer(trained: TrainedModel, corpus: Path | None = None) -> PreTrainedTokenizerFast:
-    """The fast tokenizer with the ids the model was trained on; `corpus` if it is not where the run had it."""
-    context, tokens = trained.config.model.max_seq_len, trained.state["corpus"]
-    if tokens["tokenizer"] == BYTES:
+def hf_tokenizer(trained: TrainedModel, corpus: Corpus | None = None) -> PreTrainedTokenizerFast:
+    """The fast tokenizer with the ids the model was trained on; `corpus` if it is not where the run had it.
+
+    Raises `InputError` where the run's tokenizer has no exact fast counterpart.
+    """
+    context, data = trained.config.model.max_seq_len, trained.state["data"]
+    if data["tokenizer"] == BYTES:
         return byte_tokenizer(context)
-    return saved_tokenizer((corpus or trained.config.data.corpus) / TOKENIZER_FILE, tokens["end_id"], context)
+    corpus = corpus or next(iter(trained.corpora().values()))
+    [file] = [corpus.folder / name for name in corpus.manifest.tokenizer_files]
+    if file.suffix == ".json":
+        return saved_tokenizer(file, data["end_id"], context)
+    try:
+        return sentencepiece_tokenizer(file, data["end_id"], context)
+    except ValueError as error:
+        raise InputError(f"{file}: cannot be made a fast tokenizer with the same ids: {error}") from error

@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from itertools import chain
+from typing import TextIO
 
 import torch
 from torch import Tensor
@@ -16,14 +17,16 @@ from torch import Tensor
 from perceiver_ar.cost import training_flops_per_token
 from pretrain.checkpoint import restore_checkpoint, save_checkpoint
 from pretrain.config import RunConfig
-from pretrain.corpus import Batch, BatchReader, Corpus, SampleOrder, StridedWindows, open_corpus, order_key
+from pretrain.corpus import Batch, StepBatch, global_hash
+from pretrain.corpus.reader import StepReader
+from pretrain.data import TrainingData, describe_data, mixture_weights, open_data, tokens_per_byte
 from pretrain.distributed import Ranks, StopRequest, join
 from pretrain.engine import Engine
 from pretrain.errors import ABORTED, DONE, STOPPED
-from pretrain.evaluation import evaluate_stream
+from pretrain.evaluation import EvaluationResult, evaluate_stream, perplexity
 from pretrain.hardware import matmul_peak, peak_memory_gib
 from pretrain.metrics import MetricsLog
-from pretrain.progress import Interval, Progress, describe_corpus, read_progress
+from pretrain.progress import Interval, Progress, read_progress
 from pretrain.report import write_report
 from pretrain.schedule import learning_rate
 from pretrain.startup import DTYPES, agree_on_checkpoint, banner, build_task
@@ -37,9 +40,11 @@ def train(config: RunConfig) -> int:
     """
     stop = StopRequest()
     ranks = join()
-    corpus = open_corpus(config.data.corpus)
+    data = open_data(config, ranks)
     checkpoint = agree_on_checkpoint(config.run.dir, ranks)
-    progress = Progress() if checkpoint is None else read_progress(checkpoint, corpus)
+    progress = Progress()
+    if checkpoint is not None:
+        progress = read_progress(checkpoint, describe_data(data.corpora)["fingerprints"])
     if progress.step >= config.train.steps:
         _say(ranks, f"already done: {checkpoint} has {progress.step} of {config.train.steps} steps")
         return DONE
@@ -49,20 +54,8 @@ def train(config: RunConfig) -> int:
     if checkpoint is not None:
         restore_checkpoint(checkpoint, engine)
     _say(ranks, banner(config, ranks, engine, progress, checkpoint))
-    latents = config.model.max_latents
-    windows = StridedWindows(corpus.split("train"), context=config.model.max_seq_len, latents=latents, stride=latents)
-    with BatchReader(
-        windows,
-        SampleOrder(len(windows), order_key(corpus.manifest.fingerprint, config.run.seed)),
-        global_batch=config.train.global_batch,
-        micro_batch=config.train.micro_batch,
-        rank=ranks.rank,
-        world_size=ranks.size,
-        start_step=progress.step,
-        stop_step=config.train.steps,
-        read_ahead=config.data.read_ahead,
-    ) as reader:
-        run = Run(config, corpus, ranks, engine, reader, progress, stop)
+    with data.reader(ranks, progress) as reader:
+        run = Run(config, data, ranks, engine, reader, progress, stop)
         code = run.fit()
         if run.log is not None:
             run.log.close()
@@ -89,7 +82,7 @@ def train_step(engine: Engine, micro_batches: Sequence[Batch], tokens: int, lr: 
     nll = torch.zeros((), dtype=torch.float64, device=engine.ranks.device)
     for i, batch in enumerate(micro_batches, start=1):
         seed_dropout(seed, batch)
-        output = engine(_to(batch, engine.ranks.device))
+        output = engine(batch.to(engine.ranks.device))
         engine.backward(output.loss_sum / tokens, last=i == len(micro_batches))
         nll += output.nll.sum(dtype=torch.float64)
     applied, grad_norm = engine.step(lr)
@@ -102,16 +95,16 @@ class Run:
     def __init__(
         self,
         config: RunConfig,
-        corpus: Corpus,
+        data: TrainingData,
         ranks: Ranks,
         engine: Engine,
-        reader: BatchReader,
+        reader: StepReader,
         progress: Progress,
         stop: StopRequest,
     ) -> None:
-        self.config, self.corpus, self.ranks, self.engine = config, corpus, ranks, engine
+        self.config, self.data, self.ranks, self.engine = config, data, ranks, engine
         self.reader, self.progress, self.stop = reader, progress, stop
-        self.validation = corpus.split("validation")
+        self.validation = {name: corpus.split("validation") for name, corpus in data.corpora.items()}
         self.log = MetricsLog(config, progress.step) if ranks.is_main else None
         self.peak = matmul_peak(ranks.device, DTYPES[config.train.precision])
         self.saved_step: int | None = progress.step or None
@@ -132,13 +125,14 @@ class Run:
             lr = learning_rate(progress.step + 1, config.optimizer.lr, train.steps, config.schedule)
             result = train_step(self.engine, batch.micro_batches, tokens, lr, config.run.seed)
             self._count(result, tokens)
+            progress.data_state = batch.state
             self._interval.took(time.perf_counter() - started, batch.wait)
 
             if progress.skipped_in_a_row >= train.max_skipped_steps:
                 _say(self.ranks, self._why_aborted(), file=sys.stderr)
                 return ABORTED
             if self._due(config.logging.every):
-                self.log_training(lr, result.grad_norm)
+                self.log_training(lr, result.grad_norm, batch)
             if self._due(config.evaluation.every):
                 self.validate()
             if self._due(config.checkpoint.every):
@@ -168,12 +162,15 @@ class Run:
         step = self.progress.step
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
-    def log_training(self, lr: float, grad_norm: float) -> None:
-        """Record the steps since the last time. Collective."""
+    def log_training(self, lr: float, grad_norm: float, batch: StepBatch) -> None:
+        """Record the steps since the last time, of which `batch` is the last. Collective."""
         config, progress, interval = self.config, self.progress, self._interval
         [nll] = self.ranks.sum(interval.nll.item())
         memory = self.ranks.max(peak_memory_gib(self.ranks.device))
+        hashes = self.ranks.gather(batch.sample_hashes())
+        joined = self._joined()
         if self.log is not None:
+            weights = mixture_weights(config, batch.step)
             loss = nll / progress.interval_tokens if progress.interval_tokens else float("nan")
             per_second = config.train.global_batch * config.model.max_latents * interval.steps / interval.seconds
             flops = training_flops_per_token(config.model) * per_second
@@ -183,7 +180,7 @@ class Run:
                     "step": progress.step,
                     "trained_tokens": progress.trained_tokens,
                     "loss": loss,
-                    "bits_per_byte": loss / math.log(2) * tokens_per_byte(self.corpus, "train"),
+                    "bits_per_byte": loss / math.log(2) * tokens_per_byte(self.data.corpora, "train", weights),
                     "lr": lr,
                     "grad_norm": grad_norm,
                     "tokens_per_second": per_second,
@@ -191,7 +188,8 @@ class Run:
                     "data_wait": interval.waited / interval.seconds,
                     "memory_gib": memory,
                     "skipped_steps": progress.skipped_steps,
-                    "batch_hash": self.reader.batch_hash(progress.step - 1),
+                    "batch_hash": global_hash(list(chain.from_iterable(hashes))),
+                    "epochs": self.data.epochs(joined),
                     "seconds": self._seconds(),
                 },
                 eta=(config.train.steps - progress.step) * interval.seconds / interval.steps,
@@ -200,39 +198,47 @@ class Run:
         self._interval = Interval(self.ranks.device)
 
     def validate(self) -> None:
-        """Score windows spread over the validation split. Collective."""
+        """Score windows spread over each corpus's validation split. Collective."""
         self.engine.train(False)
-        result = evaluate_stream(
-            self._score,
-            self.validation,
-            context=self.config.model.max_seq_len,
-            latents=self.config.model.max_latents,
-            stride=self.config.model.max_latents,
-            batch=self.config.train.micro_batch,
-            tokens_per_byte=tokens_per_byte(self.corpus, "validation"),
-            device=self.ranks.device,
-            max_windows=self.config.evaluation.windows,
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
-        )
+        results = {name: self._evaluate(name) for name in self.validation}
         self.engine.train()
-        self.ranks.sum_(result.nll)
-        self.ranks.sum_(result.counts)
+        step = self.progress.step
+        weights = mixture_weights(self.config, step)
+        loss = sum(weight * results[name].loss for name, weight in weights.items())
         self.progress.validation = {
             "kind": "validation",
-            "step": self.progress.step,
+            "step": step,
             "trained_tokens": self.progress.trained_tokens,
-            "loss": result.loss,
-            "perplexity": result.perplexity,
-            "bits_per_byte": result.bits_per_byte,
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "bits_per_byte": loss / math.log(2) * tokens_per_byte(self.data.corpora, "validation", weights),
             "seconds": self._seconds(),
         }
+        if len(results) > 1:
+            parts = {name: result.bits_per_byte for name, result in results.items()}
+            self.progress.validation["bits_per_byte_of"] = parts
         if self.log is not None:
             self.log.write(self.progress.validation)
 
-    def _score(self, input_ids: Tensor, targets: Tensor, key_valid: Tensor | None) -> Tensor:
-        # Through the engine, as ZeRO-3 gathers weights by its hooks. Sample numbers matter to dropout only.
-        return self.engine(Batch(input_ids, targets, key_valid, indices=torch.zeros(0))).nll
+    def _evaluate(self, name: str) -> EvaluationResult:
+        config, split = self.config, self.data.corpora[name].manifest.splits["validation"]
+        result = evaluate_stream(
+            lambda batch: self.engine(batch).nll,  # through the engine, as ZeRO-3 gathers weights by its hooks
+            self.validation[name],
+            context=config.model.max_seq_len,
+            latents=config.model.max_latents,
+            stride=config.model.max_latents,
+            segments=config.data.segments,
+            batch=config.train.micro_batch,
+            tokens_per_byte=split.tokens / split.bytes,
+            device=self.ranks.device,
+            max_windows=config.evaluation.windows,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+        )
+        self.ranks.sum_(result.nll)
+        self.ranks.sum_(result.counts)
+        return result
 
     def save(self) -> None:
         """Write a checkpoint, unless this step has one. Collective."""
@@ -241,13 +247,19 @@ class Run:
             return
         progress.seconds = self._seconds()
         [progress.interval_nll] = self.ranks.sum(self._interval.nll.item())
-        state = dataclasses.asdict(progress) | {
+        state = dataclasses.asdict(self._joined()) | {
             "config": config.model_dump(mode="json"),
-            "corpus": describe_corpus(self.corpus),
+            "data": describe_data(self.data.corpora),
             "ranks": self.ranks.size,
         }
         save_checkpoint(config.run.dir, self.engine, state, config.checkpoint.keep)
         self.saved_step = progress.step
+
+    def _joined(self) -> Progress:
+        """Progress with every rank's share of the data's state. Collective."""
+        shares = [share for share in self.ranks.gather(self.progress.data_state) if share is not None]
+        places = {stream: place for share in shares for stream, place in share.items()}
+        return dataclasses.replace(self.progress, data_state=places or None)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._clock
@@ -258,17 +270,6 @@ class Run:
             f"aborted: no update in {limit} steps, {step - limit + 1} to {step}, as their gradients were not finite "
             f"(train.max_skipped_steps: {limit}); a lower optimizer.lr may help"
         )
-
-
-def tokens_per_byte(corpus: Corpus, split: str) -> float:
-    """Turns nats per token into nats per byte of text."""
-    entry = corpus.manifest.splits[split]
-    return entry.tokens / entry.bytes
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    moved: dict[str, Any] = {k: v if v is None else v.to(device, non_blocking=True) for k, v in vars(batch).items()}
-    return Batch(**moved)
 
 
 def _say(ranks: Ranks, text: str, file: TextIO = sys.stdout) -> None:

@@ -27,20 +27,20 @@ the end of the prompt go through the whole stack (1 to {latents:,}), and `latent
 all are in use instead of letting the oldest go."""
 
 
-def model_card(name: str, trained: TrainedModel, corpus: Corpus) -> ModelCard:
+def model_card(name: str, trained: TrainedModel, corpora: dict[str, Corpus]) -> ModelCard:
     """The card, with the validation metrics as model-index where the checkpoint has any."""
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["perceiver-ar", "long-context"],
-        eval_results=_eval_results(corpus, metrics(trained)),
+        eval_results=_eval_results(corpora, metrics(trained)),
     )
     sections = {
         f"# {name}": _introduction(trained),
         "## Architecture": _architecture(trained.config.model),
         "## Training": _training(trained),
-        "## Data": _data(corpus),
+        "## Data": "\n\n".join(_data(name, corpus) for name, corpus in corpora.items()),
         "## Evaluation": _evaluation(metrics(trained)),
         "## Use": USAGE.format(
             name=name, context=trained.config.model.max_seq_len, latents=trained.config.model.max_latents
@@ -60,16 +60,16 @@ def metrics(trained: TrainedModel) -> dict[str, Any] | None:
     return trained.state["validation"]
 
 
-def _eval_results(corpus: Corpus, measured: dict[str, Any] | None) -> list[EvalResult] | None:
+def _eval_results(corpora: dict[str, Corpus], measured: dict[str, Any] | None) -> list[EvalResult] | None:
     if measured is None:
         return None
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=corpus.folder.name,
-            dataset_name=corpus.folder.name,
+            dataset_type="-".join(corpora),
+            dataset_name=" and ".join(corpora),
             dataset_split="validation",
-            dataset_revision=corpus.manifest.fingerprint,
+            dataset_revision="-".join(corpus.manifest.fingerprint for corpus in corpora.values()),
             metric_type=kind,
             metric_name=label,
             metric_value=round(measured[kind], 5),
@@ -102,7 +102,7 @@ def _training(trained: TrainedModel) -> str:
     )
 
 
-def _data(corpus: Corpus) -> str:
+def _data(name: str, corpus: Corpus) -> str:
     manifest = corpus.manifest
     sizes = ", ".join(
         f"{name} {split.bytes:,} bytes in {split.documents:,} documents" for name, split in manifest.splits.items()
@@ -113,7 +113,7 @@ def _data(corpus: Corpus) -> str:
     ]
     table = ["| source | revision | licence | documents | bytes |", "|---|---|---|---:|---:|", *sources]
     return (
-        f"Tokenizer `{manifest.tokenizer}`, {manifest.vocab_size:,} tokens. {sizes[0].upper()}{sizes[1:]}. "
+        f"**{name}**: tokenizer `{manifest.tokenizer}`, {manifest.vocab_size:,} tokens. {sizes[0].upper()}{sizes[1:]}. "
         f"Licence of the text: {manifest.licence}. Fingerprint `{manifest.fingerprint}`.\n\n" + "\n".join(table)
     )
 
@@ -125,11 +125,15 @@ def _evaluation(measured: dict[str, Any] | None) -> str:
         f"Validation text: {measured['bits_per_byte']:.4f} bits per byte, perplexity {measured['perplexity']:.3f} per "
         "token"
     )
-    if not measured.get("ablation"):
+    if "corpora" not in measured:
         return text + "."
-    rows = [
-        f"| {row['prefix_tokens']:,} | {row['bits_per_byte']:.4f} | {row['gain']:+.4f} |"
-        for row in measured["ablation"]
-    ]
-    table = ["| prefix left, tokens | bits per byte | gain |", "|---:|---:|---:|", *rows]
-    return f"{text}, over {measured['tokens']:,} tokens. With the prefix cut:\n\n" + "\n".join(table)
+    text += f", over {measured['tokens']:,} tokens."
+    for name, of_corpus in measured["corpora"].items():
+        rows = [
+            f"| {row['prefix_tokens']:,} | {row['bits_per_byte']:.4f} | {row['gain']:+.4f} |"
+            for row in of_corpus["ablation"]
+        ]
+        if rows:
+            table = ["| prefix left, tokens | bits per byte | gain |", "|---:|---:|---:|", *rows]
+            text += f"\n\nWith the prefix cut, on {name}:\n\n" + "\n".join(table)
+    return text

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from typing import Any
 
 from pretrain.config import RunConfig, load_config
-from pretrain.corpus import StridedWindows, TokenStream, open_corpus
+from pretrain.corpus import Corpus, Windows
+from pretrain.corpus.direct.config import StreamConfig
+from pretrain.corpus.tokenizers import load_tokenizer
+from pretrain.data import PreparedData, corpus_locations
 from pretrain.errors import InputError
 
 CONFIG_FILE = "config.yaml"
@@ -16,6 +20,10 @@ CONFIG_FILE = "config.yaml"
 MAY_CHANGE = (
     "run.dir",
     "data.corpus",  # may move; the checkpoint holds the fingerprint of its tokens
+    "data.mixture.*.corpus",
+    "data.mixture.*.max_epochs",
+    "data.tokenizer",
+    "data.cache",
     "data.read_ahead",
     "train.steps",
     "train.micro_batch",
@@ -28,7 +36,7 @@ MAY_CHANGE = (
     "checkpoint",
     "logging",
 )
-"""Fields that a run may be continued with other values of: they do not decide what it computes."""
+"""Fields, with all below them, that a run may go on with other values of: they do not decide what it computes."""
 
 
 def check_run(config: RunConfig, world_size: int) -> None:
@@ -37,15 +45,13 @@ def check_run(config: RunConfig, world_size: int) -> None:
     Raises:
         InputError: One line that lists all problems.
     """
-    problems = [*_batch_problems(config, world_size), *_corpus_problems(config), *_folder_problems(config)]
+    problems = [
+        *_batch_problems(config, world_size),
+        *_data_problems(config, world_size),
+        *_folder_problems(config),
+    ]
     if problems:
         raise InputError("; ".join(problems))
-
-
-def windows_per_epoch(config: RunConfig, stream: TokenStream) -> int:
-    """Training sequences in `stream`: each of its tokens but the first is a target once."""
-    latents = config.model.max_latents
-    return len(StridedWindows(stream, context=config.model.max_seq_len, latents=latents, stride=latents))
 
 
 def _batch_problems(config: RunConfig, world_size: int) -> Iterator[str]:
@@ -57,37 +63,73 @@ def _batch_problems(config: RunConfig, world_size: int) -> Iterator[str]:
         )
 
 
-def _corpus_problems(config: RunConfig) -> Iterator[str]:
-    model = config.model
-    try:
-        corpus = open_corpus(config.data.corpus)
-    except InputError as error:
-        yield f"data.corpus: {error}"
+def _data_problems(config: RunConfig, world_size: int) -> Iterator[str]:
+    if config.data.stream is not None:
+        yield from _stream_problems(config, config.data.stream, world_size)
         return
-    manifest = corpus.manifest
-    if manifest.tokenizer != config.data.tokenizer:
+    try:
+        data = PreparedData(config)
+    except InputError as error:
+        yield str(error)
+        return
+    fields = {name: location for name, (_, location) in corpus_locations(config).items()}
+    for part in data.samples.parts:
+        yield from _part_problems(config, data.corpora[part.name], fields[part.name], part.windows)
+    yield from _epoch_problems(config, data)
+
+
+def _stream_problems(config: RunConfig, stream: StreamConfig, world_size: int) -> Iterator[str]:
+    if stream.streams % world_size:
+        yield f"data.stream.streams: {stream.streams} must be a multiple of the number of ranks ({world_size})"
+    if config.train.global_batch % stream.streams:
         yield (
-            f"data.tokenizer: is {config.data.tokenizer}, but the corpus {config.data.corpus} was prepared with "
-            f"{manifest.tokenizer}: set data.tokenizer to that, or prepare another corpus"
+            f"data.stream.streams: {stream.streams} must divide train.global_batch ({config.train.global_batch}): "
+            "every stream fills the same number of its rows"
         )
-    if manifest.vocab_size > model.vocab_size:
+    try:
+        tokenizer = load_tokenizer(stream.tokenizer, stream.end_token)
+    except InputError as error:
+        yield f"data.stream.{error}"
+    else:
+        yield from _tokenizer_problems(config, tokenizer.name, tokenizer.vocab_size, stream.dataset)
+
+
+def _part_problems(config: RunConfig, corpus: Corpus, location: str, windows: Windows) -> Iterator[str]:
+    model = config.model
+    yield from _tokenizer_problems(config, corpus.manifest.tokenizer, corpus.manifest.vocab_size, location)
+    if config.data.windows != "crop" and len(windows.stream) <= model.max_seq_len:
         yield (
-            f"model.vocab_size: {model.vocab_size} is too small for the tokens of {config.data.corpus}, "
-            f"it must be at least {manifest.vocab_size}"
-        )
-    stream = corpus.split("train")
-    if len(stream) <= model.max_seq_len:
-        yield (
-            f"data.corpus: the train split of {config.data.corpus} has {len(stream)} tokens, one window needs "
+            f"data.corpus: the train split of {location} has {len(windows.stream)} tokens, one window needs "
             f"model.max_seq_len + 1 = {model.max_seq_len + 1}: add text, or lower model.max_seq_len"
         )
-        return
-    windows = windows_per_epoch(config, stream)
-    if windows < config.train.global_batch:
+    elif config.data.mixture is None and len(windows) < config.train.global_batch:
         yield (
-            f"train.global_batch: {config.train.global_batch} is more than the {windows} windows of the train split of "
-            f"{config.data.corpus}: add text, or lower train.global_batch"
+            f"train.global_batch: {config.train.global_batch} is more than the {len(windows)} windows of the train "
+            f"split of {location}: add text, or lower train.global_batch"
         )
+
+
+def _tokenizer_problems(config: RunConfig, tokenizer: str, vocab_size: int, origin: str) -> Iterator[str]:
+    if config.data.tokenizer not in (None, tokenizer):
+        yield (
+            f"data.tokenizer: is {config.data.tokenizer}, but the tokens of {origin} are those of {tokenizer}: "
+            "set data.tokenizer to that, or use other data"
+        )
+    if vocab_size > config.model.vocab_size:
+        yield (
+            f"model.vocab_size: {config.model.vocab_size} is too small for the tokens of {origin}, "
+            f"it must be at least {vocab_size}"
+        )
+
+
+def _epoch_problems(config: RunConfig, data: PreparedData) -> Iterator[str]:
+    epochs = data.samples.epochs(config.train.steps * config.train.global_batch)
+    for name, part in (config.data.mixture or {}).items():
+        if part.max_epochs is not None and epochs[name] > part.max_epochs:
+            yield (
+                f"data.mixture.{name}.max_epochs: {config.train.steps} steps would read {part.corpus} "
+                f"{epochs[name]:.2f} times, not at most {part.max_epochs:g}: lower its weight or train.steps"
+            )
 
 
 def _folder_problems(config: RunConfig) -> Iterator[str]:
@@ -112,9 +154,9 @@ def _folder_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, old in before.items():
-        name, new = prefix + key, after[key]
-        if name in MAY_CHANGE or old == new:
+    for key in before | after:
+        name, old, new = prefix + key, before.get(key), after.get(key)
+        if old == new or any(fnmatch(name, pattern) for pattern in MAY_CHANGE):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _changes(old, new, f"{name}.")

@@ -15,23 +15,39 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from pretrain.console import MEGABYTES, show_progress
-from pretrain.corpus.report import print_inspection, print_summary
+from pretrain.corpus.report import print_inspection, print_lengths, print_summary
 from pretrain.corpus.stream import check_file, open_corpus
 from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.listing import print_listing
 from pretrain.corpus.writing.prepare import prepare_corpus
-from pretrain.errors import DONE, InputError, run_command
+from pretrain.errors import DONE, STOPPED, InputError, run_command
 from pretrain.schema import load_yaml, validate
 
-PREPARE_USAGE = "prepare.py --config FILE [key=value ...]"
-USAGE = f"{PREPARE_USAGE}\n       prepare.py inspect DIR [--samples N]\n       prepare.py verify DIR"
+USAGE = """\
+prepare.py --config FILE [--dry-run] [key=value ...]
+       prepare.py train-tokenizer --config FILE [key=value ...]
+       prepare.py inspect DIR [--samples N]
+       prepare.py verify DIR"""
 EPILOG = """\
 examples:
   python pretrain/prepare.py --config configs/corpora/stdlib.yaml
-  python pretrain/prepare.py --config configs/corpora/stdlib.yaml out=data/small validation_fraction=0.1
-  python pretrain/prepare.py inspect data/stdlib     statistics and some documents, decoded
-  python pretrain/prepare.py verify data/stdlib      check every file against its hash
+  python pretrain/prepare.py --config configs/corpora/stdlib.yaml --dry-run     what would be read, and written where
+  python pretrain/prepare.py --config configs/corpora/stdlib.yaml out=data/small validation_fraction=0.1 processes=8
+  python pretrain/prepare.py train-tokenizer --help       the tokenizer a config asks for, from its own sources
+  python pretrain/prepare.py inspect data/stdlib          statistics and some documents, decoded
+  python pretrain/prepare.py verify data/stdlib           check every file against its hash
 
-The corpus folder appears whole or not at all. Run again with the same inputs, the command says so and is done.
+The corpus folder appears whole or not at all. What is finished when the command is stopped or killed stays in a hidden
+folder beside it: run again, the command goes on from there. Run again when all is done, it says so. The corpus is the
+same, byte for byte, for any number of processes and interruptions.
+
+exit codes: 0 done, 2 bad input, 75 stopped by Ctrl-C: run again to go on
+"""
+TRAINING_EPILOG = """\
+example:
+  python pretrain/prepare.py train-tokenizer --config FILE tokenizer=data/my.json tokenizer_training.vocab_size=16384
+
+The file's `tokenizer_training` says what to train; what its `tokenizer` names is written.
 """
 
 
@@ -41,12 +57,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str]) -> int:
-    commands = {"inspect": inspect, "verify": verify}
+    commands = {"inspect": inspect, "verify": verify, "train-tokenizer": train_tokenizer}
     try:
         command = commands.get(argv[0], prepare) if argv else prepare
         return command(argv)
     except OSError as error:  # no permission, no space, a file that went away
         raise InputError(str(error)) from error
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
 
 
 def prepare(argv: Sequence[str]) -> int:
@@ -57,13 +76,35 @@ def prepare(argv: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a file of configs/corpora/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a field of the file")
+    parser.add_argument("--dry-run", action="store_true", help="print the configuration and the sources, write nothing")
+    _add_config(parser)
     arguments = parser.parse_intermixed_args(argv)
-    config = validate(PrepareConfig, load_yaml(arguments.config, arguments.overrides))
+    config = _load_config(arguments)
+    if arguments.dry_run:
+        print_listing(config, Console())
+        return DONE
     manifest, written = prepare_corpus(config, console=Console(stderr=True))
     print(f"{config.out}: prepared" if written else f"{config.out}: done already, nothing has changed")
     print_summary(manifest, Console())
+    print_lengths(open_corpus(config.out), Console())
+    return DONE
+
+
+def train_tokenizer(argv: Sequence[str]) -> int:
+    # Imported here: preparing needs none of the libraries.
+    from pretrain.corpus.tokenizers import training
+
+    parser = _Parser(
+        prog="prepare.py train-tokenizer",
+        description=training.__doc__,
+        epilog=TRAINING_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=["train-tokenizer"], help=argparse.SUPPRESS)
+    _add_config(parser)
+    config = _load_config(parser.parse_intermixed_args(argv))
+    file = training.train_tokenizer(config, Console(stderr=True))
+    print(f"{file}: trained")
     return DONE
 
 
@@ -90,6 +131,15 @@ def verify(argv: Sequence[str]) -> int:
             advance(entry.bytes)
     print(f"{arguments.dir}: {len(files)} files, all hashes hold")
     return DONE
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="a file of configs/corpora/")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a field of the file")
+
+
+def _load_config(arguments: argparse.Namespace) -> PrepareConfig:
+    return validate(PrepareConfig, load_yaml(arguments.config, arguments.overrides))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from pretrain.checkpoint import read_state
-from pretrain.corpus import Corpus
 from pretrain.errors import InputError
 
 
@@ -31,6 +30,8 @@ class Progress:
     interval_tokens: int = 0
     validation: dict[str, Any] | None = None
     """The last validation's record."""
+    data_state: dict[str, Any] | None = None
+    """Where streamed data goes on; prepared data needs no more than `step`. Between checkpoints, this rank's share."""
 
 
 class Interval:
@@ -50,25 +51,17 @@ class Interval:
         self.waited += waited
 
 
-def read_progress(checkpoint: Path, corpus: Corpus) -> Progress:
-    """What the run had done when it was saved. Raises InputError where it was trained on other tokens."""
+def read_progress(checkpoint: Path, fingerprints: dict[str, str]) -> Progress:
+    """What the run had done when it was saved; `fingerprints` are those of its corpora now, by name.
+
+    Raises InputError where it was trained on other tokens.
+    """
     state = read_state(checkpoint)
-    before, now = state["corpus"]["fingerprint"], corpus.manifest.fingerprint
-    if before != now:
-        raise InputError(
-            f"data.corpus: {corpus.folder} is another corpus (fingerprint {now}) than the one {checkpoint} was trained "
-            f"on ({before}): give the path of that one, or choose another run.dir"
-        )
+    # By their order, as a single corpus that has moved may have another name.
+    for (name, now), before in zip(fingerprints.items(), state["data"]["fingerprints"].values(), strict=True):
+        if before != now:
+            raise InputError(
+                f"data: {name} is another corpus (fingerprint {now}) than the one {checkpoint} was trained on "
+                f"({before}): give the path of that one, or choose another run.dir"
+            )
     return Progress(**{field.name: state[field.name] for field in dataclasses.fields(Progress)})
-
-
-def describe_corpus(corpus: Corpus) -> dict[str, Any]:
-    """What a checkpoint remembers of its corpus."""
-    manifest = corpus.manifest
-    return {
-        "fingerprint": manifest.fingerprint,
-        "tokenizer": manifest.tokenizer,
-        "tokenizer_hash": manifest.tokenizer_hash,
-        "vocab_size": manifest.vocab_size,
-        "end_id": manifest.end_id,
-    }

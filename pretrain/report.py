@@ -61,8 +61,8 @@ def write_report(run_dir: Path) -> Path:
         ("Curves", f'<div class="curves">{"".join(_figures(records, evaluation))}</div>'),
         ("Final numbers", _table(_final_numbers(records, evaluation))),
     ]
-    if evaluation:
-        sections += list(_evaluation_sections(evaluation))
+    for name, of_corpus in _evaluated_corpora(evaluation).items():
+        sections += list(_evaluation_sections(name, of_corpus))
     for title, name in {"Generated sample": "sample.txt", "Configuration": "config.yaml"}.items():
         if (run_dir / name).is_file():
             sections.append((title, f"<pre>{escape((run_dir / name).read_text(errors='replace'))}</pre>"))
@@ -79,8 +79,8 @@ def _figures(records: list[Record], evaluation: dict[str, Any] | None) -> Iterab
         points = [(record["step"], record.get(key)) for record in of]
         return Curve(label, [step for step, _ in points], [None if y is None else y * scale for _, y in points])
 
-    baselines = (evaluation or {}).get("baselines") or {}
-    levels = {BASELINES[name]: value for name, value in baselines.items()}
+    corpora = list(_evaluated_corpora(evaluation).values())
+    levels = _baselines(corpora[0]) if len(corpora) == 1 else {}
     both = [curve("bits_per_byte", "training"), curve("bits_per_byte", "validation", validation)]
     figures: dict[str, tuple[list[Curve], dict[str, float]]] = {
         "Loss, bits per byte": (both, levels),
@@ -114,11 +114,21 @@ def _final_numbers(records: list[Record], evaluation: dict[str, Any] | None) -> 
             _number(evaluation["bits_per_byte"]),
         )
         yield "perplexity per token", _number(evaluation["perplexity"])
-        for name, value in (evaluation["baselines"] or {}).items():
-            yield f"{BASELINES[name]}, bits per byte", _number(value)
+    for corpus, of_corpus in _evaluated_corpora(evaluation).items():
+        yield f"{corpus}, bits per byte", _number(of_corpus["bits_per_byte"])
+        for name, value in _baselines(of_corpus).items():
+            yield f"{corpus}, {name}, bits per byte", _number(value)
 
 
-def _evaluation_sections(evaluation: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def _evaluated_corpora(evaluation: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    return evaluation["corpora"] if evaluation else {}
+
+
+def _baselines(of_corpus: dict[str, Any]) -> dict[str, float]:
+    return {BASELINES[name]: value for name, value in (of_corpus["baselines"] or {}).items()}
+
+
+def _evaluation_sections(corpus: str, evaluation: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if evaluation["ablation"]:
         rows = [
             (
@@ -131,13 +141,15 @@ def _evaluation_sections(evaluation: dict[str, Any]) -> Iterable[tuple[str, str]
         ]
         head = ("tokens of prefix left", "bits per byte", "perplexity", "gain over none, bits per byte")
         note = f"<p>Same weights and latents, {evaluation['ablation_windows']:,} windows spread over the split.</p>"
-        yield "What the prefix contributes", note + _table(rows, head)
+        yield f"What the prefix contributes: {corpus}", note + _table(rows, head)
     positions = evaluation["loss_by_position"]
     span = evaluation["latents"] / len(positions)
     points = [(span * (i + 0.5), y) for i, y in enumerate(positions) if y is not None]
     curve = Curve("", [x for x, _ in points], [y for _, y in points])
-    drawing = draw_curves("Nats per token", [curve], {}, identity="positions", x_label="latent, first to last")
-    yield "Loss by position among the latents", f'<div class="curves"><figure>{drawing}</figure></div>'
+    drawing = draw_curves(
+        "Nats per token", [curve], {}, identity=f"positions-{corpus}", x_label="latent, first to last"
+    )
+    yield f"Loss by position among the latents: {corpus}", f'<div class="curves"><figure>{drawing}</figure></div>'
 
 
 def _table(rows: Iterable[Sequence[str]], head: Sequence[str] = ()) -> str:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, ClassVar, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -36,6 +37,8 @@ def _check_path(value: Any) -> Any:
 
 
 FilePath = Annotated[Path, BeforeValidator(_check_path)]
+Location = Annotated[str, BeforeValidator(_check_path)]
+"""A local path, or the URL of a file system that fsspec knows (``s3://``, ``hf://``, ``https://``, ...)."""
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 
@@ -233,10 +236,20 @@ def _name(schema: Any, loc: Sequence[int | str]) -> str:
     """Dotted name of a place in the YAML file; pydantic's `loc` also names the chosen alternatives of unions."""
     parts = []
     for number, part in enumerate(loc, start=1):
-        if isinstance(part, int) or number == len(loc) or part in _fields(schema):
+        mapped = _mapped(schema)
+        if isinstance(part, int) or number == len(loc) or mapped is not None or part in _fields(schema):
             parts.append(str(part))
-        schema = _fields(schema).get(str(part), schema)
+        schema = _fields(schema).get(str(part), schema) if mapped is None else mapped
     return ".".join(parts)
+
+
+def _mapped(annotation: Any) -> Any:
+    """What a mapping by free names holds; None if `annotation` is no mapping, nor optionally one."""
+    if get_origin(annotation) is dict:
+        return get_args(annotation)[1]
+    if get_origin(annotation) in (Annotated, Union, UnionType):
+        return next((found for part in get_args(annotation) if (found := _mapped(part)) is not None), None)
+    return None
 
 
 def _annotation(schema: Any, loc: Sequence[int | str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain.checkpoint import damage, latest_checkpoint, load_weights, read_state
 from pretrain.config import RunConfig
-from pretrain.corpus import Corpus, open_corpus
+from pretrain.corpus import Corpus
+from pretrain.data import open_corpora, open_location
 from pretrain.errors import InputError
 from pretrain.schema import validate
 
@@ -53,17 +55,33 @@ class TrainedModel:
 
     @cached_property
     def config(self) -> RunConfig:
-        """Of the run when it wrote the checkpoint."""
-        return validate(RunConfig, self.state["config"])
+        """Of the run when it wrote the checkpoint; `run.dir` is where the run lies now."""
+        config = validate(RunConfig, self.state["config"])
+        return config.model_copy(update={"run": config.run.model_copy(update={"dir": self.run_dir})})
 
     @property
     def dtype(self) -> torch.dtype:
         """What the run computed in."""
         return torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
 
-    def corpus(self) -> Corpus:
-        """The corpus of the run. Raises `InputError` if it is gone, damaged or has changed since."""
-        return open_corpus(self.config.data.corpus)
+    def corpora(self, moved_to: Sequence[str] | None = None) -> dict[str, Corpus]:
+        """The corpora of the run, by name, at other places than the run had them if `moved_to` names these in order.
+
+        Raises `InputError` where one is gone, damaged or has changed since.
+        """
+        trained_on = self.state["data"]["fingerprints"]
+        if moved_to is None:
+            corpora = open_corpora(self.config)
+        elif len(moved_to) == len(trained_on):
+            corpora = {
+                name: open_location(self.config, place) for name, place in zip(trained_on, moved_to, strict=True)
+            }
+        else:
+            raise InputError(f"--data: {len(moved_to)} corpora, the run has {len(trained_on)}: {', '.join(trained_on)}")
+        for name, corpus in corpora.items():
+            if corpus.manifest.fingerprint != trained_on[name]:
+                raise InputError(f"{corpus.location}: not the corpus {name} that {self.checkpoint} was trained on")
+        return corpora
 
     def model(self) -> PerceiverAR:
         """The model with its fp32 weights, in evaluation mode."""

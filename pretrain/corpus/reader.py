@@ -101,10 +101,11 @@ class StepReader:
         raise item
 
     def close(self) -> None:
-        """Stop reading ahead and wait for the thread; more than once does no harm."""
+        """Stop reading ahead; more than once does no harm."""
         self._closing.set()
         self._room.release()
-        self._thread.join()
+        # A thread in a stalled download ends long after: a run that was asked to stop does not wait for it.
+        self._thread.join(timeout=5)
 
     def __enter__(self) -> Self:
         return self

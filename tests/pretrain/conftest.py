@@ -56,23 +56,32 @@ def finish_ranks_fixture() -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def prepare() -> Callable[..., Path]:
+    """prepare(folder, texts, **fields) -> a corpus of `texts` in ``folder/shards``; fields as in its YAML file."""
+
+    def prepare(folder: Path, texts: Sequence[str], **fields: object) -> Path:
+        for i, text in enumerate(texts):
+            (folder / f"{i}.txt").write_text(text)
+        config = {
+            "out": str(folder / "shards"),
+            "sources": [{"kind": "text", "root": str(folder), "pattern": "*.txt", "licence": "none"}],
+            "tokenizer": "bytes",
+            "validation_fraction": 0.2,
+        }
+        (folder / "corpus.yaml").write_text(json.dumps(config | fields))
+        command = [sys.executable, "pretrain/prepare.py", "--config", folder / "corpus.yaml"]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        return folder / "shards"
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory, prepare: Callable[..., Path]) -> Path:
     """A prepared corpus of some 40 kB of made-up text."""
-    folder = tmp_path_factory.mktemp("corpus")
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(1, 7))) for _ in range(200)]
-    for i in range(20):
-        (folder / f"{i}.txt").write_text(" ".join(rng.choices(words, k=400)))
-    config = {
-        "out": str(folder / "shards"),
-        "sources": [{"kind": "text", "root": str(folder), "pattern": "*.txt", "licence": "none"}],
-        "tokenizer": "bytes",
-        "validation_fraction": 0.2,
-    }
-    (folder / "corpus.yaml").write_text(json.dumps(config))
-    command = [sys.executable, "pretrain/prepare.py", "--config", folder / "corpus.yaml"]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    return folder / "shards"
+    return prepare(tmp_path_factory.mktemp("corpus"), [" ".join(rng.choices(words, k=400)) for _ in range(20)])
 
 
 @pytest.fixture(scope="session")

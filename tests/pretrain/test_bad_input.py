@@ -202,7 +202,7 @@ def test_the_file_the_cases_start_from_is_good(run_yaml: Path, capsys: pytest.Ca
         (["data.corpus=nowhere"], ["data.corpus", "nowhere", "does not exist", "prepare.py"]),
         (["data.corpus=."], ["data.corpus", "manifest.json", "half-written"]),
         (["data.corpus=run.yaml"], ["data.corpus", "run.yaml"]),
-        (["data.tokenizer=gpt2"], ["data.tokenizer: is gpt2", "was prepared with bytes"]),
+        (["data.tokenizer=gpt2"], ["data.tokenizer: is gpt2", "are those of bytes"]),
         (["model.vocab_size=100"], ["model.vocab_size: 100 is too small", "at least 262"]),
         (["model.max_seq_len=100000"], ["data.corpus", "tokens", "max_seq_len + 1 = 100001"]),
         (["train.global_batch=100000"], ["train.global_batch: 100000 is more than the", "windows"]),
@@ -312,7 +312,7 @@ def test_damaged_corpora(
 
 
 def test_other_corpora(refuse: Callable[..., str], corpora: Path) -> None:
-    line = refuse(f"data.corpus={corpora / 'words'}")
+    line = refuse(f"data.corpus={corpora / 'words'}", "data.tokenizer=bytes")
     assert "data.tokenizer: is bytes" in line and "words.json" in line
     assert "model.vocab_size: 262 is too small" in line and "at least 502" in line
     line = refuse(f"data.corpus={corpora / 'short'}")

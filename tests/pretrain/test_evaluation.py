@@ -1,6 +1,8 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from pretrain.corpus import TokenStream
+from pretrain.corpus import Batch, TokenStream
 from pretrain.corpus.manifest import SplitEntry
 from pretrain.corpus.writing.shards import ShardWriter
 from pretrain.evaluation import EvaluationResult, evaluate_stream, spread_evenly
@@ -49,10 +51,16 @@ def model() -> PerceiverAR:
 
 @pytest.fixture(scope="module")
 def score(model: PerceiverAR) -> Callable[..., Tensor]:
-    def score(input_ids: Tensor, targets: Tensor, key_valid: Tensor | None) -> Tensor:
-        prefix_length = input_ids.shape[1] - targets.shape[1]
-        loss = model(input_ids, prefix_length, key_valid=key_valid, targets=targets).loss
-        return loss.nll.view_as(targets)
+    def score(batch: Batch) -> Tensor:
+        prefix_length = batch.input_ids.shape[1] - batch.targets.shape[1]
+        loss = model(
+            batch.input_ids,
+            prefix_length,
+            key_valid=batch.key_valid,
+            segments=batch.segments,
+            targets=batch.targets,
+        ).loss
+        return loss.nll.view_as(batch.targets)
 
     return score
 
@@ -95,6 +103,34 @@ def test_every_token_is_scored_once_as_its_window_alone_scores_it(
     assert result.nll_sum == pytest.approx(expected.sum().item(), rel=1e-6)  # per-token losses are kept in fp32
 
 
+def test_with_segments_every_document_is_scored_as_if_it_were_alone(
+    model: PerceiverAR, score: Callable[..., Tensor], tokens: np.ndarray, tmp_path: Path
+) -> None:
+    ends = [1, 30, 33, 34, 70, TOKENS]
+    writer = ShardWriter(tmp_path, "validation", "uint16", shard_tokens=40)
+    for document in np.split(tokens, ends[:-1]):
+        writer.add("document", document, text_bytes=len(document))
+    split = SplitEntry(tokens=TOKENS, bytes=TOKENS, documents=len(ends), shards=writer.close(), baselines=None)
+    options = dict(context=CONTEXT, latents=LATENTS, stride=LATENTS, batch=4, tokens_per_byte=1.0)
+    stream = TokenStream(tmp_path, split, "uint16", 40)
+    result = evaluate_stream(score, stream, **options, device=torch.device("cpu"), segments=True)
+
+    expected = 0.0
+    for last in [*range(LATENTS, TOKENS - 1, LATENTS), TOKENS - 1]:
+        targets = range((last - 1) // LATENTS * LATENTS + 1, last + 1)
+        latents_start, window_start = max(0, last - LATENTS), max(0, last - CONTEXT)
+        for begin, end in pairwise([0, *ends]):
+            start, stop = max(begin, window_start), min(end, last)
+            own = [target for target in targets if max(start, latents_start) < target <= stop]
+            if own:
+                ids, prefix = torch.from_numpy(tokens[start:stop])[None], max(0, latents_start - start)
+                with torch.no_grad():
+                    log_p = model(ids, prefix).logits[0].log_softmax(-1)
+                expected -= sum(log_p[t - 1 - start - prefix, tokens[t]].item() for t in own)
+    assert result.tokens == TOKENS - 1
+    assert result.nll_sum == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_results_do_not_depend_on_the_batch_size(evaluate: Evaluate, batch: int) -> None:
     result, other = evaluate(batch=batch), evaluate(batch=4)
@@ -110,9 +146,9 @@ def test_ranks_add_up_and_call_the_model_equally_often(
     results = []
     for rank in range(world_size):
 
-        def counting(*batch: Tensor, rank: int = rank) -> Tensor:
+        def counting(batch: Batch, rank: int = rank) -> Tensor:
             calls[rank] += 1
-            return score(*batch)
+            return score(batch)
 
         results.append(
             evaluate_stream(

@@ -21,9 +21,9 @@ from pretrain.config import RunConfig
 from pretrain.corpus import open_corpus
 from pretrain.corpus.writing.config import PrepareConfig
 from pretrain.corpus.writing.prepare import prepare_corpus
+from pretrain.data import describe_data, open_corpora
 from pretrain.errors import InputError
 from pretrain.files import hash_file
-from pretrain.progress import describe_corpus
 from pretrain.schema import validate
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def write_checkpoint(config: RunConfig, step: int) -> None:
         "trained_tokens": step * 64,
         "validation": {"step": step, "loss": 5.0, "perplexity": 148.4, "bits_per_byte": 7.25},
         "config": config.model_dump(mode="json"),
-        "corpus": describe_corpus(open_corpus(config.data.corpus)),
+        "data": describe_data(open_corpora(config)),
     }
     (folder / "state.json").write_text(json.dumps(state))
     files = {path.name: {"size": path.stat().st_size, "xxh64": hash_file(path)} for path in folder.iterdir()}
@@ -156,13 +156,14 @@ def test_evaluation_of_a_run(run_dir: Path, tmp_path: Path, capsys: pytest.Captu
     arguments = ["--checkpoint", str(run_dir), "--out", str(out), "--ablation-windows", "5", "--reach", "0.5,1"]
     assert evaluate.main(arguments) == 0
     results = json.loads(out.read_text())
-    split = open_corpus(Path(results["corpus"])).manifest.splits["validation"]
+    [of_corpus] = results["corpora"].values()
+    split = open_corpus(of_corpus["location"]).manifest.splits["validation"]
     assert results["step"] == 20
     assert results["tokens"] == split.tokens - 1
     assert results["bits_per_byte"] == pytest.approx(8, abs=0.5)  # an untrained model knows nothing
-    assert [(row["reach"], row["prefix_tokens"]) for row in results["ablation"]] == [(0, 0), (0.5, 24), (1, 48)]
-    assert {row["tokens"] for row in results["ablation"]} == {5 * 16}
-    assert results["ablation"][0]["gain"] == 0
+    assert [(row["reach"], row["prefix_tokens"]) for row in of_corpus["ablation"]] == [(0, 0), (0.5, 24), (1, 48)]
+    assert {row["tokens"] for row in of_corpus["ablation"]} == {5 * 16}
+    assert of_corpus["ablation"][0]["gain"] == 0
     assert f"{results['bits_per_byte']:.4f}" in capsys.readouterr().out
 
 

@@ -38,7 +38,7 @@ def run_config(folder, **logging):
     return RunConfig(
         run={"dir": folder},
         model=PerceiverARConfig(vocab_size=262),
-        data={"corpus": folder / "corpus"},
+        data={"corpus": str(folder / "corpus")},
         train={"steps": 1000, "global_batch": 4, "micro_batch": 2},
         logging=logging,
     )

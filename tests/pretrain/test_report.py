@@ -84,11 +84,8 @@ def write_metrics(run_dir: Path, records: list[dict[str, object]], tail: str = "
 VALIDATION = {"kind": "validation", "step": 50, "trained_tokens": 50_000, "loss": 1.5, "perplexity": 4.5}
 VALIDATION |= {"bits_per_byte": 2.164, "seconds": 51.0}
 
-EVALUATION = {
-    "split": "validation",
-    "tokens": 123_456,
+OF_CORPUS = {
     "bits_per_byte": 2.1111,
-    "perplexity": 4.321,
     "latents": 256,
     "ablation_windows": 128,
     "loss_by_position": [2.0, None, *[1.5] * 14],
@@ -98,6 +95,8 @@ EVALUATION = {
     ],
     "baselines": {"order_0": 4.5, "order_2": 2.3, "xz": 1.9},
 }
+EVALUATION = {"split": "validation", "tokens": 123_456, "bits_per_byte": 2.1111, "perplexity": 4.321}
+EVALUATION |= {"corpora": {"code": OF_CORPUS}}
 
 
 def test_draws_every_curve_of_a_run_with_gaps(tmp_path: Path) -> None:
