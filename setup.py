@@ -22,6 +22,8 @@ setup(
         "aiohttp>=3.11",  # fsspec reads https:// through it
         "zstandard>=0.23",
         "pyarrow>=21",
+        "httpx>=0.28",  # huggingface_hub's own client: its errors tell a lost connection
+        "protobuf>=5",  # reads SentencePiece models
         "numpy>=2.0",
         "pydantic>=2.14,<3",
         "PyYAML>=6.0",
