@@ -73,7 +73,7 @@ class Manifest(Section):
     licence: str
     sources: list[SourceEntry]
     splits: dict[str, SplitEntry]
-    """`train` and `validation`."""
+    """`train` and `validation`, or `validation` alone beside data that is streamed without preparation."""
     tokenizer_files: dict[str, FileEntry]
     config: dict[str, Any]
     """The corpus was prepared with."""

@@ -12,6 +12,9 @@ from pretrain.corpus.manifest import Manifest
 from pretrain.corpus.stream import Corpus
 
 SAMPLE_CHARACTERS = 400
+BAR_CHARACTERS = 30
+BLOCKS = "▏▎▍▌▋▊▉█"
+"""One to eight eighths of a character."""
 
 
 def print_summary(manifest: Manifest, console: Console) -> None:
@@ -37,22 +40,49 @@ def print_summary(manifest: Manifest, console: Console) -> None:
         _line(console, f"  xz -6           {baselines.xz:.3f}")
 
 
-def print_inspection(corpus: Corpus, samples: int, console: Console) -> None:
-    """The summary, lengths of documents and the beginnings of some, decoded, from all over the training split."""
-    print_summary(corpus.manifest, console)
-    quantiles = (0, 0.1, 0.5, 0.9, 0.99, 1)
+def print_lengths(corpus: Corpus, console: Console) -> None:
+    """Quantiles of the documents' lengths by split, and a histogram of all; takes 16 bytes a document in memory."""
+    splits = {name: np.diff(corpus.split(name).document_ends(), prepend=0) for name in corpus.manifest.splits}
     table = Table("tokens per document", *("shortest", "10 %", "median", "90 %", "99 %", "longest"))
-    for name in corpus.manifest.splits:
-        lengths = np.diff(corpus.split(name).document_ends(), prepend=0)
-        table.add_row(name, *(f"{length:,.0f}" for length in np.quantile(lengths, quantiles)))
+    for name, lengths in splits.items():
+        table.add_row(name, *(f"{length:,.0f}" for length in np.quantile(lengths, (0, 0.1, 0.5, 0.9, 0.99, 1))))
     console.print(table)
+    console.print(_histogram(np.concatenate(list(splits.values()))))
+
+
+def _histogram(lengths: np.ndarray) -> Table:
+    """Bins are powers of two."""
+    bins = np.frexp(lengths)[1]  # n for 2^(n-1) to 2^n - 1
+    documents, tokens = np.bincount(bins), np.bincount(bins, weights=lengths)
+    table = Table(box=None)
+    for heading in ("tokens", "documents"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", min_width=BAR_CHARACTERS, no_wrap=True)
+    table.add_column("of tokens", justify="right", no_wrap=True)
+    for number in range(int(bins.min()), len(documents)):
+        count = documents[number]
+        between = f"{1 << (number - 1):,} – {(1 << number) - 1:,}"
+        table.add_row(between, f"{count:,}", _bar(count / documents.max()), f"{tokens[number] / lengths.sum():.1%}")
+    return table
+
+
+def _bar(share: float) -> str:
+    """A bar of `share` of the full length; whatever is not zero shows."""
+    whole, eighths = divmod(int(np.ceil(share * BAR_CHARACTERS * len(BLOCKS))), len(BLOCKS))
+    return BLOCKS[-1] * whole + (BLOCKS[eighths - 1] if eighths else "")
+
+
+def print_inspection(corpus: Corpus, samples: int, console: Console) -> None:
+    """The summary, lengths of documents and the beginnings of some, decoded, from all over the first split."""
+    print_summary(corpus.manifest, console)
+    print_lengths(corpus, console)
     for id, text in _document_beginnings(corpus, samples):
         console.rule(id, align="left")
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _document_beginnings(corpus: Corpus, samples: int) -> Iterator[tuple[str, str]]:
-    stream, tokenizer = corpus.split("train"), corpus.tokenizer()
+    stream, tokenizer = corpus.split(next(iter(corpus.manifest.splits))), corpus.tokenizer()
     ends, ids = stream.document_ends(), stream.document_ids()
     for number in np.linspace(0, len(ends), min(samples, len(ends)), endpoint=False, dtype=np.int64):
         start = ends[number - 1] if number else 0

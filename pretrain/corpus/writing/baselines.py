@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import lzma
+import threading
+from concurrent.futures import Future
 
 import numpy as np
 
@@ -34,6 +36,21 @@ def measure_baselines(text: bytes) -> Baselines:
         order_2=conditional_entropy(sample, order=2),
         xz=8 * len(lzma.compress(sample, preset=6)) / len(sample),
     )
+
+
+def start_measuring(text: bytes) -> Future[Baselines]:
+    """`measure_baselines` in a thread, which takes seconds, most of them outside of Python."""
+    future: Future[Baselines] = Future()
+
+    def measure() -> None:
+        try:
+            future.set_result(measure_baselines(text))
+        except Exception as error:
+            future.set_exception(error)
+
+    # Not a pool's thread: on Ctrl-C nobody should have to wait for it.
+    threading.Thread(target=measure, daemon=True).start()
+    return future
 
 
 def conditional_entropy(text: bytes, order: int) -> float:

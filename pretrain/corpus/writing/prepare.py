@@ -1,18 +1,27 @@
-"""From sources to a corpus folder."""
+"""From sources to a corpus folder, in three phases that go on where an earlier attempt stopped.
+
+What the work folder holds, all of it removed once the corpus is there:
+
+- `collected/`: the text of every unit of a source, in runs sorted by hash; removed when everything is tokenized
+- `<hash of the inputs>/tokenized/`: the tokens of every bucket, that is, of every range of hashes
+- `<hash of the inputs>/corpus/`: the shards, as they are published
+
+The disk holds the text and its tokens, then the tokens twice, whichever is more.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
-from itertools import chain
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import xxhash
 from rich.console import Console
 
-from pretrain.console import MEGABYTES, Advance, show_progress
 from pretrain.corpus.manifest import (
     FORMAT,
     MANIFEST_FILE,
@@ -23,79 +32,96 @@ from pretrain.corpus.manifest import (
     SplitEntry,
     write_manifest,
 )
-from pretrain.corpus.sources.unit import Document, Unit
+from pretrain.corpus.sources.unit import Unit
+from pretrain.corpus.splits import threshold_for_both
 from pretrain.corpus.stream import open_corpus
 from pretrain.corpus.tokenizers import Tokenizer, load_tokenizer
-from pretrain.corpus.writing.baselines import SAMPLE_BYTES, measure_baselines
+from pretrain.corpus.writing.assemble import ShardPlan, assemble, plan_shards
+from pretrain.corpus.writing.baselines import SAMPLE_BYTES, Baselines, start_measuring
+from pretrain.corpus.writing.collect import Collected, collect, list_source_units, remove_other_units
 from pretrain.corpus.writing.config import PrepareConfig
-from pretrain.corpus.writing.folder import partial_folder, publish
-from pretrain.corpus.writing.shards import HashedFile, ShardWriter
-from pretrain.corpus.writing.spool import DocumentSpool, split_documents
+from pretrain.corpus.writing.files import HashedFile
+from pretrain.corpus.writing.folder import keep_only, publish, remove_leftovers, work_folder
+from pretrain.corpus.writing.hashes import fingerprint, hash_inputs
+from pretrain.corpus.writing.tokenize import Plan, Selection, TokenizedBucket, first_text, tokenize
+from pretrain.corpus.writing.units import DONE, UnitResult, UnitRunner, file_sizes, read_result, write_result
+from pretrain.corpus.writing.workers import Workers
 from pretrain.errors import InputError
 
-SPOOL_FILE = "documents.spool"
-ENCODED_BYTES = 4 << 20
-"""Text handed to the tokenizer at once."""
+SPLITS = ("train", "validation")
 
 
-def prepare_corpus(config: PrepareConfig, console: Console) -> tuple[Manifest, bool]:
+@dataclass(frozen=True)
+class WorkSizes:
+    """How the work is cut, in bytes; the corpus does not depend on it."""
+
+    run: int = 128 << 20
+    """Documents a process holds in memory to sort them."""
+    bucket: int = 64 << 20
+    """Documents a process holds in memory to tokenize them."""
+    process: int = 32 << 20
+    """Text that takes longer to work through than a process to start."""
+
+
+DEFAULT_SIZES = WorkSizes()
+
+
+def prepare_corpus(config: PrepareConfig, console: Console, sizes: WorkSizes = DEFAULT_SIZES) -> tuple[Manifest, bool]:
     """Write the corpus folder `config.out`, or find that it holds this very corpus already.
 
     Returns:
         Its manifest, and whether it was written now.
 
     Raises:
-        InputError: a source or the tokenizer is missing or bad, or `out` holds something else. Nothing is left behind.
+        InputError: a source or the tokenizer is missing or bad, or `out` holds something else. If it is raised when
+            units of the work are finished, they are kept beside `out`; before that, nothing is left behind.
     """
     listings = [source.units() for source in config.sources]
-    tokenizer = load_tokenizer(config.tokenizer, config.end_token)
-    inputs = _hash_inputs(config, listings, tokenizer)
-    existing = _existing_manifest(config)
+    tokenizer = load_own_tokenizer(config)
+    inputs = hash_inputs(config, listings, tokenizer)
+    existing = existing_manifest(config)
     if existing is not None and existing.inputs == inputs:
+        remove_leftovers(config.out, console)
         return existing, False
-    with partial_folder(config.out) as folder:
-        spool = DocumentSpool(folder / SPOOL_FILE, config.deduplicate)
-        sources = _collect(config, listings, spool, console)
-        splits = split_documents(spool.hashes(), config.validation_fraction)
-        fingerprint = _fingerprint(tokenizer, spool, splits)
-        if existing is not None:
-            # The files were touched, perhaps without changing a letter.
-            if existing.fingerprint == fingerprint:
-                return existing, False
-            raise InputError(_other_corpus(config.out, "its sources have changed since"))
-        entries = _write_splits(config, folder, spool, splits, tokenizer, console)
-        spool.close()
-        (folder / SPOOL_FILE).unlink()
-        manifest = Manifest(
-            format=FORMAT,
-            version=VERSION,
-            tokenizer=tokenizer.name,
-            tokenizer_hash=tokenizer.hash,
-            vocab_size=tokenizer.vocab_size,
-            end_id=tokenizer.end_id,
-            dtype=_dtype(tokenizer),
-            shard_tokens=_shard_tokens(config, tokenizer),
-            fingerprint=fingerprint,
-            inputs=inputs,
-            licence=" AND ".join(sorted({source.licence for source in config.sources})),
-            sources=sources,
-            splits=entries,
-            tokenizer_files=_write_tokenizer(folder, tokenizer),
-            config=_described(config),
+    with work_folder(config.out, console) as folder, Workers(count_processes(config)) as workers:
+        runner = UnitRunner(workers, console, sizes.process)
+        preparation = _Preparation(config, listings, tokenizer, inputs, folder, runner, sizes)
+        if existing is None:
+            return preparation.write(), True
+        # The files were touched, perhaps without changing a letter.
+        unchanged = preparation.fingerprint_of_sources() == existing.fingerprint
+    if unchanged:
+        return existing, False
+    raise InputError(_other_corpus(config.out, "its sources have changed since"))
+
+
+def count_processes(config: PrepareConfig) -> int:
+    return config.processes or len(os.sched_getaffinity(0))
+
+
+def load_own_tokenizer(config: PrepareConfig) -> Tokenizer:
+    """Raises `InputError` if the tokenizer is missing or bad."""
+    if config.tokenizer_training is not None and not Path(config.tokenizer).exists():
+        raise InputError(
+            f"tokenizer: there is no file {config.tokenizer}; "
+            "train it with `prepare.py train-tokenizer --config ...` first"
         )
-        write_manifest(manifest, folder)
-        publish(folder, config.out)
-    return manifest, True
+    return load_tokenizer(config.tokenizer, config.end_token)
 
 
-def _existing_manifest(config: PrepareConfig) -> Manifest | None:
+def existing_manifest(config: PrepareConfig) -> Manifest | None:
+    """The manifest of `out` if that is a corpus of this configuration, None if nothing is there.
+
+    Raises:
+        InputError: something else is there.
+    """
     out = config.out
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
     if not (out / MANIFEST_FILE).is_file():
         raise InputError(_other_corpus(out, "it is no corpus"))
     manifest = open_corpus(out).manifest
-    if manifest.config != _described(config):
+    if manifest.config != config.decisive():
         raise InputError(_other_corpus(out, "it was prepared with another configuration"))
     return manifest
 
@@ -104,123 +130,179 @@ def _other_corpus(out: Path, reason: str) -> str:
     return f"out: {out} exists and {reason}; choose another `out` or remove it"
 
 
-def _described(config: PrepareConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude={"out"})
+class _TokenizedCorpus(UnitResult):
+    """All that is needed of the first two phases."""
+
+    buckets: list[TokenizedBucket]
+    sources: list[SourceEntry]
+    fingerprint: str
 
 
-def _hash_inputs(config: PrepareConfig, listings: list[list[Unit]], tokenizer: Tokenizer) -> str:
-    """Changes with whatever could change the corpus, at the price of looking at names, sizes and times only."""
-    revisions = [source.revision for source in config.sources]
-    files = [[(file.id, file.bytes, file.version) for unit in units for file in unit.files] for units in listings]
-    described = [FORMAT, VERSION, _described(config), tokenizer.hash, revisions, files]
-    return xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True).encode())
+@dataclass(frozen=True)
+class _Preparation:
+    config: PrepareConfig
+    listings: list[list[Unit]]
+    tokenizer: Tokenizer
+    inputs: str
+    folder: Path
+    runner: UnitRunner
+    sizes: WorkSizes
 
+    @property
+    def _work(self) -> Path:
+        """For what depends on all of the inputs."""
+        return self.folder / self.inputs
 
-def _fingerprint(tokenizer: Tokenizer, spool: DocumentSpool, splits: dict[str, np.ndarray]) -> str:
-    digest = xxhash.xxh3_128(f"{FORMAT} {VERSION}, {tokenizer.hash}, end {tokenizer.end_id}".encode())
-    for name, numbers in splits.items():
-        digest.update(f", {name} {len(numbers)}: ".encode())
-        digest.update(spool.hashes()[numbers].astype("<u8").tobytes())
-    return digest.hexdigest()
+    @property
+    def _collected(self) -> Path:
+        return self.folder / "collected"
 
+    @property
+    def _sample(self) -> Path:
+        return self._work / "sample.txt"
 
-def _collect(
-    config: PrepareConfig, listings: list[list[Unit]], spool: DocumentSpool, console: Console
-) -> list[SourceEntry]:
-    """Put the documents of all sources into the spool; empty ones are left out."""
-    entries = []
-    total = sum(unit.bytes for units in listings for unit in units)
-    with show_progress(console, "reading", total, MEGABYTES) as advance:
-        for source, units in zip(config.sources, listings, strict=True):
-            kept = duplicates = text_bytes = 0
-            for document in chain.from_iterable(map(source.documents, units)):
-                advance(len(document.text))
-                if not document.text:
-                    continue
-                if spool.add(document):
-                    kept += 1
-                    text_bytes += len(document.text)
-                else:
-                    duplicates += 1
-            entries.append(
-                SourceEntry(
-                    kind=source.kind,
-                    revision=source.revision,
-                    licence=source.licence,
-                    files=sum(len(unit.files) for unit in units),
-                    documents=kept,
-                    duplicates=duplicates,
-                    bytes=text_bytes,
-                )
-            )
-    return entries
+    @property
+    def _dtype(self) -> Literal["uint16", "uint32"]:
+        return "uint16" if self.tokenizer.vocab_size <= 1 << 16 else "uint32"
 
+    @property
+    def _shard_tokens(self) -> int:
+        return max(1, int(self.config.shard_mib * 2**20) // np.dtype(self._dtype).itemsize)
 
-def _write_splits(
-    config: PrepareConfig,
-    folder: Path,
-    spool: DocumentSpool,
-    splits: dict[str, np.ndarray],
-    tokenizer: Tokenizer,
-    console: Console,
-) -> dict[str, SplitEntry]:
-    entries = {}
-    for name, numbers in splits.items():
-        writer = ShardWriter(folder, name, _dtype(tokenizer), _shard_tokens(config, tokenizer))
-        with show_progress(console, f"tokenizing {name}", spool.text_bytes(numbers), MEGABYTES) as advance:
-            _tokenize((spool.read(number) for number in numbers), tokenizer, writer, advance)
-        shards = writer.close()
-        entries[name] = SplitEntry(
-            tokens=sum(shard.tokens for shard in shards),
-            bytes=sum(shard.bytes for shard in shards),
-            documents=len(numbers),
-            shards=shards,
-            baselines=measure_baselines(_first_text(spool, numbers)) if name == "validation" else None,
+    def fingerprint_of_sources(self) -> str:
+        """The fingerprint of the corpus that would be written; takes 40 bytes a document in memory."""
+        selection, _ = self._select()
+        buckets = [selection.rows(bucket) for bucket in range(selection.buckets)]
+        rows = {split: [bucket[split] for bucket in buckets] for split in SPLITS}
+        return fingerprint(self.tokenizer, {split: (sum(map(len, rows[split])), rows[split]) for split in SPLITS})
+
+    def write(self) -> Manifest:
+        """Write the corpus folder."""
+        keep_only(self.folder, [self._collected.name, self._work.name])
+        tokenized, baselines = self._tokenize()
+        shutil.rmtree(self._collected, ignore_errors=True)
+        corpus = self._work / "corpus"
+        corpus.mkdir(exist_ok=True)
+        splits = self._assemble(tokenized, corpus)
+        splits["validation"] = splits["validation"].model_copy(update={"baselines": baselines.result()})
+        manifest = Manifest(
+            format=FORMAT,
+            version=VERSION,
+            tokenizer=self.tokenizer.name,
+            tokenizer_hash=self.tokenizer.hash,
+            vocab_size=self.tokenizer.vocab_size,
+            end_id=self.tokenizer.end_id,
+            dtype=self._dtype,
+            shard_tokens=self._shard_tokens,
+            fingerprint=tokenized.fingerprint,
+            inputs=self.inputs,
+            licence=" AND ".join(sorted({source.licence for source in self.config.sources})),
+            sources=tokenized.sources,
+            splits=splits,
+            tokenizer_files=_write_tokenizer(self.tokenizer, corpus),
+            config=self.config.decisive(),
         )
-    return entries
+        write_manifest(manifest, corpus)
+        publish(corpus, self.config.out)
+        return manifest
+
+    def _select(self) -> tuple[Selection, list[Collected]]:
+        """The first phase."""
+        units = list_source_units(self._collected, self.config.sources, self.listings)
+        remove_other_units(self._collected, units)
+        collected = collect(units, self.runner, self.sizes.run)
+        smallest = min((unit.smallest_side for unit in collected), default=0)
+        largest = max((unit.largest_side for unit in collected), default=0)
+        if smallest >= largest:
+            keep_only(self.folder, [])  # going on would lead here again
+            raise InputError(
+                f"sources: {sum(unit.documents for unit in collected)} documents with text, all of them equal; "
+                "train and validation need at least one each: cut the text into more documents"
+            )
+        selection = Selection(
+            runs=tuple(unit.run(n) for unit, result in zip(units, collected, strict=True) for n in range(result.runs)),
+            buckets=-(-sum(unit.memory_bytes for unit in collected) // self.sizes.bucket),
+            threshold=threshold_for_both(self.config.validation_fraction, smallest, largest),
+            deduplicate=self.config.deduplicate,
+        )
+        return selection, collected
+
+    def _tokenize(self) -> tuple[_TokenizedCorpus, Future[Baselines]]:
+        """The first two phases; the baselines are measured during the later ones."""
+        path = self._work / f"tokenized{DONE}"
+        if (finished := read_result(path, _TokenizedCorpus)) is not None:
+            return finished, start_measuring(self._sample.read_bytes())
+        selection, collected = self._select()
+        plan = self._plan(selection)
+        sample = first_text(selection, "validation", SAMPLE_BYTES)
+        baselines = start_measuring(sample)
+        text_bytes = sum(unit.text_bytes for unit in collected)
+        buckets = tokenize(plan, text_bytes, self.runner)
+        self._sample.write_bytes(sample)
+        parts = {f"{plan.folder.name}/{name}": size for bucket in buckets for name, size in bucket.files.items()}
+        result = _TokenizedCorpus(
+            text_bytes=text_bytes,
+            files=parts | file_sizes([self._sample]),
+            buckets=buckets,
+            sources=self._sources(collected, buckets),
+            fingerprint=fingerprint(self.tokenizer, {split: _documents(plan, buckets, split) for split in SPLITS}),
+        )
+        write_result(path, result)
+        return result, baselines
+
+    def _plan(self, selection: Selection) -> Plan:
+        saved = self._work / "tokenizer"
+        saved.mkdir(parents=True, exist_ok=True)
+        _write_tokenizer(self.tokenizer, saved)
+        return Plan(
+            folder=self._work / "tokenized",
+            selection=selection,
+            sources=len(self.config.sources),
+            dtype=self._dtype,
+            tokenizer_folder=saved,
+            tokenizer_name=self.tokenizer.name,
+            end_id=self.tokenizer.end_id,
+        )
+
+    def _sources(self, collected: list[Collected], buckets: list[TokenizedBucket]) -> list[SourceEntry]:
+        kept = np.sum([bucket.source_documents for bucket in buckets], axis=0).tolist()
+        kept_bytes = np.sum([bucket.source_bytes for bucket in buckets], axis=0).tolist()
+        entries = []
+        results = iter(collected)
+        for number, (source, units) in enumerate(zip(self.config.sources, self.listings, strict=True)):
+            entry = SourceEntry(
+                kind=source.kind,
+                revision=source.revision,
+                licence=source.licence,
+                files=sum(len(unit.files) for unit in units),
+                documents=kept[number],
+                duplicates=sum(next(results).documents for _ in units) - kept[number],
+                bytes=kept_bytes[number],
+            )
+            entries.append(entry)
+        return entries
+
+    def _assemble(self, tokenized: _TokenizedCorpus, corpus: Path) -> dict[str, SplitEntry]:
+        """The third phase."""
+        plans: list[ShardPlan] = []
+        for split in SPLITS:
+            parts = [
+                (bucket.part(self._work / "tokenized", split), bucket.tokens[split]) for bucket in tokenized.buckets
+            ]
+            plans += plan_shards(corpus, split, parts, self._dtype, self._shard_tokens)
+        return assemble(plans, sum(source.bytes for source in tokenized.sources), self.runner)
 
 
-def _tokenize(documents: Iterable[Document], tokenizer: Tokenizer, writer: ShardWriter, advance: Advance) -> None:
-    for batch in _batches(documents):
-        for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
-            writer.add(document.id, np.append(ids, tokenizer.end_id), len(document.text))
-            advance(len(document.text))
+def _documents(plan: Plan, buckets: Sequence[TokenizedBucket], split: str) -> tuple[int, Iterator[np.ndarray]]:
+    """The number of a split's documents, and their records, a bucket at a time."""
+    records = (bucket.part(plan.folder, split).documents() for bucket in buckets)
+    return sum(bucket.documents[split] for bucket in buckets), records
 
 
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document.text)
-        if size >= ENCODED_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _first_text(spool: DocumentSpool, numbers: np.ndarray) -> bytes:
-    text = bytearray()
-    for number in numbers:
-        text += spool.read(number).text
-        if len(text) >= SAMPLE_BYTES:
-            break
-    return bytes(text)
-
-
-def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> dict[str, FileEntry]:
+def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, FileEntry]:
     entries = {}
     for name, content in tokenizer.files.items():
         file = HashedFile(folder / name)
         file.write(content)
         entries[name] = file.close()
     return entries
-
-
-def _dtype(tokenizer: Tokenizer) -> Any:
-    return "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
-
-
-def _shard_tokens(config: PrepareConfig, tokenizer: Tokenizer) -> int:
-    return max(1, int(config.shard_mib * 2**20) // np.dtype(_dtype(tokenizer)).itemsize)

@@ -1,15 +1,18 @@
 import fcntl
+import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from pretrain.corpus import open_corpus
+from pretrain.errors import run_command
+from pretrain.prepare import main
 
 PROJECT = Path(__file__).resolve().parents[4]
 COMMAND = [sys.executable, str(PROJECT / "pretrain" / "prepare.py")]
@@ -43,12 +46,13 @@ def state(folder: Path) -> dict[str, int]:
 
 
 def refused(workplace: Path, *arguments: str) -> str:
-    """The one error line of a run that must end with code 2 and change nothing."""
+    """The one error line of a run, in this process, that must end with code 2 and change nothing."""
     before = state(workplace)
-    result = run(workplace, *arguments)
-    assert (result.returncode, result.stdout) == (2, "")
-    lines = result.stderr.splitlines()
-    lines = [line for line in lines if not line.startswith("reading: ")]
+    output, errors = io.StringIO(), io.StringIO()
+    with chdir(workplace), redirect_stdout(output), redirect_stderr(errors), pytest.raises(SystemExit) as exit:
+        run_command(lambda _: main(arguments))
+    assert (exit.value.code, output.getvalue()) == (2, "")
+    lines = [line for line in errors.getvalue().splitlines() if not line.startswith("reading: ")]
     assert len(lines) == 1 and lines[0].startswith("error: ")
     after = state(workplace)
     assert {k: v for k, v in after.items() if (workplace / k).is_file()} == {
@@ -87,6 +91,8 @@ def test_prepare_inspect_verify_and_again(workplace):
 
     inspected = run(workplace, "inspect", str(folder), "--samples", "2")
     assert inspected.returncode == 0 and "tokens per document" in inspected.stdout
+    histograms = [[line for line in r.stdout.splitlines() if " – " in line] for r in (first, inspected)]
+    assert histograms[0] == histograms[1] != []
     assert "of JSON" in inspected.stdout or "with an é" in inspected.stdout
 
     verified = run(workplace, "verify", str(folder))
@@ -139,26 +145,23 @@ def test_a_file_that_is_not_utf_8_is_named(workplace):
     assert "bad.txt: not UTF-8" in line
 
 
-def test_a_folder_half_written_by_a_killed_process_is_taken_over(workplace):
-    """Killed at some moment of its work, and run again: the corpus is that of an undisturbed run."""
-    assert run(workplace, "--config", "c.yaml", "out=undisturbed").returncode == 0
-    text = "some words to be read\n" * 200
-    for number in range(2000):
-        (workplace / "tree" / f"more{number}.txt").write_text(f"{number} {text}")
-    process = subprocess.Popen([*COMMAND, "--config", "c.yaml"], cwd=workplace, stderr=subprocess.DEVNULL)
+def test_what_a_killed_process_of_another_version_left_is_removed(workplace):
     partial = workplace / "data" / "deep" / ".corpus.partial"
-    while not partial.exists() and process.poll() is None:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (workplace / "data" / "deep" / "corpus").exists() and partial.is_dir()
-    for path in (workplace / "tree").glob("more*"):
-        path.unlink()
+    (partial / "another hash").mkdir(parents=True)
+    (partial / "collected").mkdir()
+    (partial / "collected" / "another unit.done").write_text("{}")
+    (partial / "documents.spool").write_text("old")
     assert run(workplace, "--config", "c.yaml").returncode == 0
-    assert not partial.exists()
-    folders = workplace / "undisturbed", workplace / "data" / "deep" / "corpus"
-    contents = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
-    assert contents[0] == contents[1]
+    assert [path.name for path in partial.parent.iterdir()] == ["corpus"]
+
+
+def test_what_is_left_when_killed_after_publishing_is_removed(workplace):
+    assert run(workplace, "--config", "c.yaml").returncode == 0
+    partial = workplace / "data" / "deep" / ".corpus.partial"
+    partial.mkdir()
+    (partial / "tokenized.done").write_text("{}")
+    result = run(workplace, "--config", "c.yaml")
+    assert result.returncode == 0 and "done already" in result.stdout and not partial.exists()
 
 
 def test_two_processes_do_not_write_one_corpus(workplace):
@@ -193,7 +196,59 @@ def test_the_standard_library(tmp_path):
     assert 4 < baselines.order_0 < 5.5 and 1.5 < baselines.order_2 < 3 and 1 < baselines.xz < 2
 
 
-def test_help():
-    result = run(PROJECT, "--help")
-    assert result.returncode == 0
-    assert "inspect" in result.stdout and "verify" in result.stdout and "configs/corpora/stdlib.yaml" in result.stdout
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(workplace):
+    before = state(workplace)
+    result = run(workplace, "--config", "c.yaml", "--dry-run", "processes=3")
+    assert result.returncode == 0 and state(workplace) == before
+    bytes_of_text = sum(path.stat().st_size for path in (workplace / "tree").rglob("*.txt"))
+    rows = [line.replace("│", " ").split() for line in result.stdout.splitlines()]
+    assert ["text", "CC0-1.0", "1", "12", f"{bytes_of_text:,}"] in rows
+    assert "validation_fraction: 0.25" in result.stdout and "processes: 3" in result.stdout
+    assert "tokenizer: bytes, vocabulary 262" in result.stdout
+    assert f"out: {workplace}/data/deep/corpus will be written" in result.stdout
+    assert run(workplace, "--config", "c.yaml").returncode == 0
+    assert "corpus is done already" in run(workplace, "--config", "c.yaml", "--dry-run").stdout
+    assert "another configuration" in refused(workplace, "--config", "c.yaml", "--dry-run", "shard_mib=1.0")
+    assert "gone is not a folder" in refused(
+        workplace, "--config", "c.yaml", "--dry-run", "out=x", "sources=[{kind: text, root: gone}]"
+    )
+
+
+def test_train_a_tokenizer_then_prepare_with_it(workplace):
+    with (workplace / "c.yaml").open("a") as file:
+        file.write("tokenizer: own.json\ntokenizer_training: {vocab_size: 280}\n")
+    line = refused(workplace, "--config", "c.yaml")
+    assert "own.json" in line and "prepare.py train-tokenizer --config" in line
+    assert "not trained yet" in run(workplace, "--config", "c.yaml", "--dry-run").stdout
+    trained = run(workplace, "train-tokenizer", "--config", "c.yaml", "tokenizer_training.vocab_size=270")
+    assert (trained.returncode, trained.stdout) == (0, "own.json: trained\n"), trained.stderr
+    assert run(workplace, "--config", "c.yaml", "processes=1").returncode == 0
+    manifest = open_corpus(workplace / "data" / "deep" / "corpus").manifest
+    assert manifest.vocab_size == 270 and "tokenizer_training" not in manifest.config
+    assert "done already" in run(workplace, "--config", "c.yaml", "processes=2", "tokenizer_training=null").stdout
+
+
+def test_commands_that_fail_exit_with_2(workplace):
+    result = run(workplace, "--config", "c.yaml", "sources=[]")
+    assert (result.returncode, result.stdout) == (2, "") and result.stderr.startswith("error: sources: ")
+
+
+def test_processes_start_without_heavy_imports():
+    """Every worker process imports what the command does; torch alone takes seconds."""
+    code = "import sys, pretrain.prepare; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    loaded = set(result.stdout.split())
+    assert "pretrain.corpus.writing.prepare" in loaded
+    assert not loaded & {"torch", "transformers", "datasets", "pandas", "tokenizers", "sentencepiece"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["train-tokenizer"], ["inspect"], ["verify"]])
+def test_help(arguments):
+    with redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit) as exit:
+        main([*arguments, "--help"])
+    assert exit.value.code == 0
+    text = output.getvalue()
+    assert "usage: prepare.py" in text
+    if not arguments:
+        for word in ("inspect", "verify", "train-tokenizer", "--dry-run", "configs/corpora/stdlib.yaml", "exit codes"):
+            assert word in text
