@@ -27,8 +27,8 @@ EXAMPLES = """\
   python benchmarks/corpus.py --json result.json
   python benchmarks/corpus.py --quick
 """
-QUICK = {"tokens": 3_000_000, "text_mb": 8, "turns": 1, "seconds": 0.3, "times": 3}
-WHOLE = {"turns": 5, "seconds": 2.0, "times": 20}
+QUICK: dict[str, Any] = {"tokens": 3_000_000, "text_mb": 8, "turns": 1, "seconds": 0.3, "times": 3}
+WHOLE: dict[str, Any] = {"tokens": 100_000_000, "text_mb": 200, "turns": 5, "seconds": 2.0, "times": 20}
 PREPARING_TURNS = 2
 
 
@@ -43,7 +43,7 @@ def measure(tokens: int, text_mb: int, turns: int, seconds: float, times: int) -
         return {
             "reading": measure_reading(folder, corpus, turns, seconds),
             "planning": measure_planning(corpus, times),
-            "resume": measure_resume(folder / "corpus", times),
+            "resume": measure_resume(folder / "small-shards", times),
             "preparing": measure_preparing(folder, text_mb * 10**6, min(turns, PREPARING_TURNS)),
         }
 
@@ -61,14 +61,17 @@ def table_of(heading: str, unit: str, rows: dict[str, dict[str, float]], digits:
 def print_report(result: dict[str, Any]) -> None:
     """A table for each part and, below them, what they were measured on."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    preparing = {name: figures for name, figures in result["preparing"].items() if isinstance(figures, dict)}
+    preparing, resume = (
+        {name: figures for name, figures in result[part].items() if isinstance(figures, dict)}
+        for part in ("preparing", "resume")
+    )
     planning = result["planning"].items()
     for table in (
         table_of("reading", "Mtoken/s", result["reading"], 1),
         table_of("planning in bulk", "µs/sample", {name: figures["bulk_us"] for name, figures in planning}, 3),
         table_of("planning 8 samples", "µs", {name: figures["call_us"] for name, figures in planning}, 0),
         table_of("seeking sample 10^10", "ms", {name: figures["seek_ms"] for name, figures in planning}, 1),
-        table_of("first batch after resuming", "seconds", result["resume"], 3),
+        table_of("first batch after resuming", "seconds", resume, 3),
         table_of("preparing", "MB/s", preparing, 1),
     ):
         console.print(table)
@@ -78,6 +81,8 @@ def print_report(result: dict[str, Any]) -> None:
         **{f"{name} / raw": f"{figures['median'] / raw[1]['median']:.0%}" for name, figures in bpe},
         "corpus read": f"{result['tokens']:,} random uint16 tokens, context {result['context']}, "
         f"{result['latents']} latents, batch {result['batch']}; input tokens are counted",
+        "resumed": f"batch {result['resume']['batch']} from {result['resume']['shards_of_a_batch']:.0f} of "
+        f"{result['resume']['shards']} shards of {result['resume']['shard_mb']:.1f} MB each",
         "text prepared": f"{result['preparing']['text_mb']:,.0f} MB in {result['preparing']['documents']:,} files",
         **{name: result[name] for name in ("hardware", "software", "libraries", "commit", "command", "date")},
     }
@@ -87,20 +92,21 @@ def print_report(result: dict[str, Any]) -> None:
 
 def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
-    parser.add_argument("--tokens", type=int, default=100_000_000, metavar="N", help="to read (default: 100 million)")
-    parser.add_argument("--text-mb", type=int, default=200, metavar="N", help="to prepare (default: 200)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="to read (default: 100 million)")
+    parser.add_argument("--text-mb", type=int, metavar="N", help="to prepare (default: 200)")
     parser.add_argument("--quick", action="store_true", help="small and rough, in about a minute: to see that it works")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything to this file")
     arguments = parser.parse_args(argv)
-    if arguments.tokens < 1_000_000:
-        raise InputError(f"--tokens: must be at least 1,000,000, not {arguments.tokens:,}")
-    if arguments.text_mb < 1:
-        raise InputError(f"--text-mb: must be at least 1, not {arguments.text_mb}")
+    given = {name: value for name in ("tokens", "text_mb") if (value := getattr(arguments, name)) is not None}
+    sizes = (QUICK if arguments.quick else WHOLE) | given
+    if sizes["tokens"] < 1_000_000:
+        raise InputError(f"--tokens: must be at least 1,000,000, not {sizes['tokens']:,}")
+    if sizes["text_mb"] < 1:
+        raise InputError(f"--text-mb: must be at least 1, not {sizes['text_mb']}")
     if arguments.json and not arguments.json.parent.is_dir():
         raise InputError(f"--json: {arguments.json.parent} is not a folder")
     from benchmarks.corpus_reading import BATCH, CONTEXT, LATENTS
 
-    sizes = {"tokens": arguments.tokens, "text_mb": arguments.text_mb, **WHOLE} | (QUICK if arguments.quick else {})
     libraries = ", ".join(f"{name} {version(name)}" for name in ("numpy", "datasets", "tokenizers", "tiktoken"))
     result = provenance(torch.device("cpu"), ranks=1) | {
         "libraries": libraries,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ from pretrain.corpus.writing.shards import ShardWriter
 
 CONTEXT, LATENTS, BATCH = 8192, 1024, 8
 SHARD_TOKENS = 1 << 25
+RESUME_BATCH, RESUME_SHARDS = 64, 64
+"""The first batch after resuming then comes from about as many shards as the shuffle works through at a time."""
 READ_AHEAD = 4
 PLANNED = 65_536
 FAR_SAMPLE = 10**10
@@ -54,10 +59,10 @@ def random_tokens(count: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(1 << 16, size=count, dtype=np.uint16), np.append(ends[ends < count], count)
 
 
-def write_corpus(folder: Path, tokens: np.ndarray, ends: np.ndarray) -> None:
+def write_corpus(folder: Path, tokens: np.ndarray, ends: np.ndarray, shard_tokens: int) -> None:
     """A corpus folder with the tokens as its one split, `train`."""
     folder.mkdir()
-    writer = ShardWriter(folder, "train", "uint16", SHARD_TOKENS)
+    writer = ShardWriter(folder, "train", "uint16", shard_tokens)
     for number, document in enumerate(np.split(tokens, ends[:-1])):
         writer.add(str(number), document, text_bytes=2 * len(document))
     split = SplitEntry(
@@ -72,7 +77,7 @@ def write_corpus(folder: Path, tokens: np.ndarray, ends: np.ndarray) -> None:
         vocab_size=1 << 16,
         end_id=tokenizer.end_id,
         dtype="uint16",
-        shard_tokens=SHARD_TOKENS,
+        shard_tokens=shard_tokens,
         fingerprint=FINGERPRINT,
         inputs="",
         licence="none",
@@ -98,17 +103,17 @@ def windows_of(corpus: Corpus, segments: bool = False) -> Windows:
     return make_windows("strided", corpus.split("train"), context=CONTEXT, latents=LATENTS, key=0, segments=segments)
 
 
-def sequence_of(windows: Windows, parts: int = 1) -> SampleSequence:
+def sequence_of(windows: Windows, parts: int = 1, batch: int = BATCH) -> SampleSequence:
     """One corpus, or a mixture of it with itself."""
     mixed = [MixturePart(str(i), windows, FINGERPRINT, ((0, 1.0 + i),)) for i in range(parts)]
-    return SampleSequence(mixed, seed=0, global_batch=BATCH)
+    return SampleSequence(mixed, seed=0, global_batch=batch)
 
 
-def open_reader(samples: SampleSequence, start_step: int) -> BatchReader:
+def open_reader(samples: SampleSequence, start_step: int, batch: int = BATCH) -> BatchReader:
     return BatchReader(
         samples,
-        global_batch=BATCH,
-        micro_batch=BATCH,
+        global_batch=batch,
+        micro_batch=batch,
         rank=0,
         world_size=1,
         start_step=start_step,
@@ -245,33 +250,70 @@ class Resume:
     cache_folder: Path | None = None
     step: int = 0
 
-    def __call__(self) -> None:
+    def seconds(self) -> float:
+        began = time.perf_counter()
         cache = None if self.cache_folder is None else ShardCache(self.cache_folder, 1 << 40)
         self.step += 12_345
-        windows = windows_of(open_corpus(self.location, cache), segments=True)
-        with open_reader(sequence_of(windows), self.step) as reader:
+        samples = sequence_of(windows_of(open_corpus(self.location, cache), segments=True), batch=RESUME_BATCH)
+        with open_reader(samples, self.step, RESUME_BATCH) as reader:
             next(reader)
+            return time.perf_counter() - began
+
+
+def shards_of_a_batch(corpus: Corpus) -> float:
+    """How many shards a batch of `RESUME_BATCH` comes from, on average."""
+    windows = windows_of(corpus)
+    samples = np.arange(100 * RESUME_BATCH).reshape(100, RESUME_BATCH)
+    last_tokens = (sequence_of(windows, batch=RESUME_BATCH).plan(samples).window + 1) * LATENTS
+    return statistics.mean(len(np.unique(batch // windows.stream.shard_tokens)) for batch in last_tokens)
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The URL at which a web server on this machine, in a process of its own, offers a folder."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1", "--directory", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        try:
+            [port] = re.findall(r"port (\d+)", server.stdout.readline())
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.kill()
+
+
+def fill_cache(folder: Path, url: str) -> None:
+    stream = open_corpus(url, ShardCache(folder, 1 << 40)).split("train")
+    stream.document_starts(0, len(stream))
+    for start in range(0, len(stream), stream.shard_tokens):
+        stream.read(start, start + 1)
 
 
 def measure_resume(folder: Path, times: int) -> dict[str, Any]:
     """Seconds to the first batch, files in the page cache and, for the remote corpus, in the shard cache."""
-    ways = {
-        "local folder": Resume(folder),
-        "remote, shards in the cache": Resume(f"file://{folder}", folder.parent / "shard-cache"),
-    }
-    for resume in ways.values():
-        timed(resume, 2)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(times):
-        for name, resume in ways.items():
-            seconds[name] += timed(resume, 1)
-    return {name: spread(values) for name, values in seconds.items()}
+    corpus, cache_folder = open_corpus(folder), folder.parent / "shard-cache"
+    with served(folder) as url:
+        fill_cache(cache_folder, url)
+        ways = {
+            "local folder": Resume(folder),
+            "web server on localhost, shards in the cache": Resume(url, cache_folder),
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(times + 2):
+            for name, resume in ways.items():
+                seconds[name].append(resume.seconds())
+    return {
+        "batch": RESUME_BATCH,
+        "shards": len(corpus.manifest.splits["train"].shards),
+        "shard_mb": 2e-6 * corpus.manifest.shard_tokens,
+        "shards_of_a_batch": shards_of_a_batch(corpus),
+    } | {name: spread(values[2:]) for name, values in seconds.items()}
 
 
 def prepare_reading(folder: Path, tokens: int) -> Corpus:
     """The same random tokens in every form that is read."""
     values, ends = random_tokens(tokens)
-    write_corpus(folder / "corpus", values, ends)
+    write_corpus(folder / "corpus", values, ends, SHARD_TOKENS)
+    write_corpus(folder / "small-shards", values, ends, tokens // RESUME_SHARDS)
     values.tofile(folder / "tokens.bin")
     write_rows(folder, values)
     return open_corpus(folder / "corpus")

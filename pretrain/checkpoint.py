@@ -21,13 +21,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from perceiver_ar.models.perceiver_ar import PerceiverARConfig
+from pretrain.distributed import RanksError
 from pretrain.errors import InputError
 from pretrain.files import hash_file, sync
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine, Kind
 
-FORMAT = 1
+FORMAT = 2
 FILES: dict[Kind, str] = {
     "weight": "model.safetensors",
     "exp_avg": "optimizer-exp_avg.safetensors",
@@ -79,7 +80,7 @@ def save_checkpoint(run_dir: Path, engine: Engine, state: dict[str, Any], keep: 
     if engine.ranks.max(failure is not None):
         if engine.ranks.is_main:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise InputError(f"run.dir: cannot write checkpoint {final}: {failure or 'rank 0 failed'}")
+        raise RanksError(f"run.dir: cannot write checkpoint {final}: {failure or 'rank 0 failed'}")
 
 
 def restore_checkpoint(checkpoint: Path, engine: Engine) -> None:
@@ -119,7 +120,10 @@ def damage(checkpoint: Path) -> str | None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """``state.json``: step, trained tokens, configuration, corpus, ..."""
-    return json.loads((checkpoint / "state.json").read_text())
+    state = json.loads((checkpoint / "state.json").read_text())
+    if state["format"] != FORMAT:
+        raise InputError(f"{checkpoint}: has format {state['format']}, this program reads {FORMAT}: train anew")
+    return state
 
 
 def load_weights(checkpoint: Path) -> tuple[PerceiverARConfig, dict[str, Tensor]]:

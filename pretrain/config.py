@@ -24,6 +24,8 @@ from pretrain.schema import FilePath, Location, Section, dump_yaml, load_yaml, v
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Overrides reach a part by it: `data.mixture.NAME.weight=0.5`."""
 
 
 class RunSection(Section):
@@ -36,11 +38,13 @@ class RunSection(Section):
 def _weight_schedule(value: Any) -> Any:
     """A number holds from step 0 on; YAML and JSON have steps as text."""
     if isinstance(value, dict):
+        if len({int(step) for step in value if str(step).isdigit()}) < sum(str(step).isdigit() for step in value):
+            raise ValueError(f"names a step twice: {', '.join(map(str, value))}")
         return {int(step) if str(step).isdigit() else step: weight for step, weight in value.items()}
     return {0: value}
 
 
-class MixturePart(Section):
+class MixtureSection(Section):
     """A corpus of a mixture."""
 
     corpus: Location
@@ -74,7 +78,7 @@ class DataSection(Section):
 
     corpus: Location | None = None
     """Folder, or its URL, written by `pretrain/prepare.py`."""
-    mixture: Annotated[dict[str, MixturePart], Field(min_length=1)] | None = None
+    mixture: Annotated[dict[PartName, MixtureSection], Field(min_length=1)] | None = None
     """Several of them, by name."""
     stream: StreamConfig | None = None
     """A data set read through `datasets` as training goes on, without preparation."""
@@ -96,6 +100,11 @@ class DataSection(Section):
         if self.stream is not None and self.windows != "strided":
             raise ValueError(f"data.stream goes with data.windows strided only, not {self.windows}")
         return self
+
+    @property
+    def within_documents(self) -> bool:
+        """Whether a token sees its own document only: crops hold no other."""
+        return self.segments or self.windows == "crop"
 
 
 class ZeroSection(Section):
@@ -134,7 +143,7 @@ class TrainSection(Section):
     """Largest global gradient norm; 0 switches clipping off."""
     activation_checkpointing: Literal["none", "full", "offload"] = "none"
     attention: Literal["auto", "sdpa", "reference"] = "auto"
-    """`auto` takes a flash kernel wherever one serves: not for the padded windows at the corpus's start."""
+    """`auto` takes a flash kernel wherever one serves."""
     compile: bool = False
     max_skipped_steps: PositiveInt = 20
     """Steps in a row with non-finite gradients after which training stops."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -92,7 +93,7 @@ class StreamedData:
         config, train = self._config, self._config.train
         assert config.data.stream is not None
         [validation] = self.corpora.values()
-        return DirectReader(
+        reader = DirectReader(
             config.data.stream,
             validation.tokenizer(),
             context=config.model.max_seq_len,
@@ -107,6 +108,12 @@ class StreamedData:
             read_ahead=config.data.read_ahead,
             states=progress.data_state,
         )
+        if ranks.is_main and reader.reads_per_file > 1:
+            print(
+                f"data.stream     has fewer files than streams: each is read {reader.reads_per_file} times an epoch; "
+                "lower data.stream.streams or prepare the data set"
+            )
+        return reader
 
     def epochs(self, progress: Progress) -> dict[str, float]:
         states = (progress.data_state or {}).values()
@@ -116,21 +123,24 @@ class StreamedData:
 def open_data(config: RunConfig, ranks: Ranks) -> TrainingData:
     """The data of a run; rank 0 writes the held-out text of a streamed data set first. Collective.
 
-    Raises InputError on every rank.
+    Raises InputError on every rank, also where they have different data.
     """
-    if config.data.stream is None:
-        return PreparedData(config)
-    problem: InputError | None = None
-    if ranks.is_main:
+    if config.data.stream is not None:
         from pretrain.corpus.direct import write_validation
 
-        try:
-            write_validation(config.data.stream, config.run.dir / VALIDATION_FOLDER, Console(stderr=True))
-        except InputError as error:
-            problem = error
-    if ranks.max(problem is not None):
-        raise problem or InputError("data.stream: rank 0 cannot read the data set")
-    return StreamedData(config)
+        held_out = config.run.dir / VALIDATION_FOLDER
+        ranks.while_waiting(partial(write_validation, config.data.stream, held_out, Console(stderr=True)))
+    from pretrain.distributed import RanksError
+
+    data = ranks.together(lambda: PreparedData(config) if config.data.stream is None else StreamedData(config))
+    of_ranks = ranks.gather(describe_data(data.corpora))
+    for rank, described in enumerate(of_ranks):
+        if described != of_ranks[0]:
+            raise RanksError(
+                f"data: rank {rank} has other corpora ({described['fingerprints']}) than rank 0 "
+                f"({of_ranks[0]['fingerprints']}): make them the same on every node"
+            )
+    return data
 
 
 def open_corpora(config: RunConfig) -> dict[str, Corpus]:
@@ -139,21 +149,21 @@ def open_corpora(config: RunConfig) -> dict[str, Corpus]:
     Raises InputError where one is missing or damaged, or their tokenizers differ.
     """
     corpora = {}
+    cache = shard_cache(config, *(location for _, location in corpus_locations(config).values()))
     for name, (field, location) in corpus_locations(config).items():
         try:
-            corpora[name] = open_location(config, location)
+            corpora[name] = open_corpus(location, cache)
         except InputError as error:
             raise InputError(f"{field}: {error}") from error
     _check_tokenizers(config, corpora)
     return corpora
 
 
-def open_location(config: RunConfig, location: str) -> Corpus:
-    """A corpus by its folder or URL; remote shards go through the run's cache. Raises InputError as `open_corpus`."""
-    if "://" not in location:
-        return open_corpus(location)
-    cache = config.data.cache
-    return open_corpus(location, ShardCache(cache.dir, math.floor(cache.max_gib * 2**30)))
+def shard_cache(config: RunConfig, *locations: str) -> ShardCache | None:
+    """Where the shards of corpora go that are URLs: one for them all, which share its room; None if all are local."""
+    if not any("://" in location for location in locations):
+        return None
+    return ShardCache(config.data.cache.dir, math.floor(config.data.cache.max_gib * 2**30))
 
 
 def corpus_locations(config: RunConfig) -> dict[str, tuple[str, str]]:
@@ -167,7 +177,7 @@ def corpus_locations(config: RunConfig) -> dict[str, tuple[str, str]]:
 
 
 def mixture_weights(config: RunConfig, step: int) -> dict[str, float]:
-    """Share of each corpus in the tokens of a step, by name; they add up to 1."""
+    """Share of each corpus in the samples of a step, by name; they add up to 1."""
     if config.data.mixture is None:
         return dict.fromkeys(corpus_locations(config), 1.0)
     at_step = {name: part.weight_at(step) for name, part in config.data.mixture.items()}
@@ -175,7 +185,7 @@ def mixture_weights(config: RunConfig, step: int) -> dict[str, float]:
 
 
 def tokens_per_byte(corpora: dict[str, Corpus], split: str, weights: dict[str, float]) -> float:
-    """Turns nats per token into nats per byte of text mixed by `weights`, which add up to 1."""
+    """Turns nats per token into nats per byte of text; `weights` are the corpora's shares of tokens, 1 in all."""
     bytes_per_token = 0.0
     for name, weight in weights.items():
         splits = corpora[name].manifest.splits

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -14,6 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import distributed_c10d
+
+from pretrain.errors import InputError
 
 T = TypeVar("T")
 
@@ -58,6 +62,32 @@ class Ranks:
         if self.size > 1:
             dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def together(self, work: Callable[[], T]) -> T:
+        """What `work` returns on this rank; where it raises InputError on any, all raise the first such. Collective."""
+        results: list[T] = []
+        problem: str | None = None
+        try:
+            results.append(work())
+        except InputError as error:
+            problem = str(error)
+        for found in self.gather(problem):
+            if found is not None:
+                raise RanksError(found)
+        return results[0]
+
+    def while_waiting(self, work: Callable[[], None]) -> None:
+        """Rank 0 does `work` while the others wait, however long it takes; its InputError is everyone's. Collective."""
+        with ThreadPoolExecutor(1) as pool:
+            job = pool.submit(work) if self.is_main else None
+            # A look now and then keeps every single wait far below the collectives' timeout.
+            while self.max(job is not None and bool(wait([job], timeout=30).not_done)):
+                pass
+        self.together(job.result if job is not None else lambda: None)
+
+
+class RanksError(InputError):
+    """Raised on every rank alike: it is enough if one of them tells."""
 
 
 def join() -> Ranks:

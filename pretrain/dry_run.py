@@ -1,4 +1,4 @@
-"""What a run would cost, from its configuration and its corpus: nothing is built or written, no GPU is touched."""
+"""What a run would cost, from its configuration and its corpus: no model is built, no GPU touched."""
 
 from __future__ import annotations
 

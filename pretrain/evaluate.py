@@ -28,8 +28,8 @@ from torch import Tensor
 from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from pretrain.command_line import ArgumentParser
 from pretrain.console import KILOTOKENS, show_progress
-from pretrain.corpus import Batch, Corpus
-from pretrain.data import mixture_weights, open_location, tokens_per_byte
+from pretrain.corpus import Batch, Corpus, open_corpus
+from pretrain.data import mixture_weights, shard_cache, tokens_per_byte
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.evaluation import EvaluationResult, Score, evaluate_stream, perplexity
 from pretrain.files import replace_text
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--max-windows", type=int, default=0, metavar="N", help="windows to score, spread evenly (default: 0, all)")
     add("--ablation-windows", type=int, default=128, metavar="N", help="... for the ablation; 0 is all (%(default)s)")
     add("--batch", type=int, metavar="N", help="windows per forward pass (default: 4 on CPU, 16 on a GPU)")
-    add("--out", type=Path, metavar="FILE", help="JSON of the results (default: evaluation.json in the run directory)")
+    add("--out", type=Path, metavar="FILE", help="JSON of the results (default: evaluation[-CORPUS].json in the run)")
     arguments = parser.parse_args(argv)
     for name, least in {"stride": 1, "batch": 1, "max_windows": 0, "ablation_windows": 0}.items():
         if (value := getattr(arguments, name)) is not None and value < least:
@@ -79,13 +79,15 @@ def main(argv: Sequence[str]) -> int:
     if arguments.data is None:
         corpora = trained.corpora()
     else:
-        corpora = {Path(arguments.data).name: open_location(trained.config, arguments.data)}
+        corpora = {Path(arguments.data).name: open_corpus(arguments.data, shard_cache(trained.config, arguments.data))}
     for corpus in corpora.values():
         check_corpus(corpus, arguments.split, trained)
     latents = trained.config.model.max_latents
     if arguments.stride is not None and arguments.stride > latents:
         raise InputError(f"--stride: {arguments.stride} is more than the model's max_latents ({latents})")
-    out = arguments.out or trained.run_dir / "evaluation.json"
+    # Other text than the run's own must not pass for it in the report and the model card.
+    name = "evaluation.json" if arguments.data is None else f"evaluation-{next(iter(corpora))}.json"
+    out = arguments.out or trained.run_dir / name
     if not out.parent.is_dir():
         raise InputError(f"--out: {out.parent} is not a folder")
 
@@ -160,7 +162,7 @@ def score_split(
         latents=config.max_latents,
         stride=stride,
         batch=arguments.batch or (16 if device.type == "cuda" else 4),
-        segments=trained.config.data.segments,
+        segments=trained.config.data.within_documents,
         tokens_per_byte=split.tokens / split.bytes,
         device=device,
     )

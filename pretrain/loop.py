@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from typing import TextIO
 
@@ -20,9 +21,9 @@ from pretrain.config import RunConfig
 from pretrain.corpus import Batch, StepBatch, global_hash
 from pretrain.corpus.reader import StepReader
 from pretrain.data import TrainingData, describe_data, mixture_weights, open_data, tokens_per_byte
-from pretrain.distributed import Ranks, StopRequest, join
+from pretrain.distributed import Ranks, RanksError, StopRequest, join
 from pretrain.engine import Engine
-from pretrain.errors import ABORTED, DONE, STOPPED
+from pretrain.errors import ABORTED, DONE, STOPPED, InputError
 from pretrain.evaluation import EvaluationResult, evaluate_stream, perplexity
 from pretrain.hardware import matmul_peak, peak_memory_gib
 from pretrain.metrics import MetricsLog
@@ -44,7 +45,8 @@ def train(config: RunConfig) -> int:
     checkpoint = agree_on_checkpoint(config.run.dir, ranks)
     progress = Progress()
     if checkpoint is not None:
-        progress = read_progress(checkpoint, describe_data(data.corpora)["fingerprints"])
+        fingerprints = describe_data(data.corpora)["fingerprints"]
+        progress = ranks.together(partial(read_progress, checkpoint, fingerprints))
     if progress.step >= config.train.steps:
         _say(ranks, f"already done: {checkpoint} has {progress.step} of {config.train.steps} steps")
         return DONE
@@ -54,7 +56,7 @@ def train(config: RunConfig) -> int:
     if checkpoint is not None:
         restore_checkpoint(checkpoint, engine)
     _say(ranks, banner(config, ranks, engine, progress, checkpoint))
-    with data.reader(ranks, progress) as reader:
+    with ranks.together(partial(data.reader, ranks, progress)) as reader:
         run = Run(config, data, ranks, engine, reader, progress, stop)
         code = run.fit()
         if run.log is not None:
@@ -107,7 +109,7 @@ class Run:
         self.validation = {name: corpus.split("validation") for name, corpus in data.corpora.items()}
         self.log = MetricsLog(config, progress.step) if ranks.is_main else None
         self.peak = matmul_peak(ranks.device, DTYPES[config.train.precision])
-        self.saved_step: int | None = progress.step or None
+        self.saved_step = progress.step
         self._clock = time.perf_counter() - progress.seconds
         self._interval = Interval(ranks.device, progress.interval_nll if ranks.is_main else 0.0)
 
@@ -115,12 +117,15 @@ class Run:
         """Take the remaining steps; returns the exit code."""
         config, progress, train = self.config, self.progress, self.config.train
         self.engine.train()
-        for batch in self.reader:
-            tokens, asked_to_stop = self._agree(batch.micro_batches)
-            if asked_to_stop:
+        while progress.step < train.steps:
+            batch = self._read()
+            tokens, must_end = self._agree(batch)
+            if must_end:
                 self.save()
+                self.ranks.together(partial(_checked, batch))
                 _say(self.ranks, f"stopped on request after step {progress.step}: run the same command to go on")
                 return STOPPED
+            batch = _checked(batch)
             started = time.perf_counter()
             lr = learning_rate(progress.step + 1, config.optimizer.lr, train.steps, config.schedule)
             result = train_step(self.engine, batch.micro_batches, tokens, lr, config.run.seed)
@@ -139,16 +144,24 @@ class Run:
                 self.save()
         return DONE
 
-    def _agree(self, micro_batches: Sequence[Batch]) -> tuple[int, bool]:
-        """(targets in the step's global batch, whether any rank was asked to stop). Collective."""
-        # One exchange between hosts per step serves both, and does not wait for the GPU.
-        targets = sum(int((batch.targets != -100).sum()) for batch in micro_batches)
-        tokens, stops = self.ranks.sum(targets, bool(self.stop))
-        return int(tokens), stops > 0
+    def _read(self) -> StepBatch | InputError:
+        try:
+            return next(self.reader)
+        except InputError as error:
+            return error
+
+    def _agree(self, batch: StepBatch | InputError) -> tuple[int, bool]:
+        """(targets in the step's global batch, whether any rank was asked to stop or could not read). Collective."""
+        # One exchange between hosts per step serves all, and does not wait for the GPU.
+        micro_batches = [] if isinstance(batch, InputError) else batch.micro_batches
+        targets = sum(int((micro_batch.targets != -100).sum()) for micro_batch in micro_batches)
+        tokens, ends = self.ranks.sum(targets, bool(self.stop) or isinstance(batch, InputError))
+        return int(tokens), ends > 0
 
     def _count(self, result: StepResult, tokens: int) -> None:
         progress = self.progress
         progress.step += 1
+        self._interval.targets += tokens
         if result.applied:
             progress.trained_tokens += tokens
             progress.skipped_in_a_row = 0
@@ -172,8 +185,9 @@ class Run:
         if self.log is not None:
             weights = mixture_weights(config, batch.step)
             loss = nll / progress.interval_tokens if progress.interval_tokens else float("nan")
-            per_second = config.train.global_batch * config.model.max_latents * interval.steps / interval.seconds
-            flops = training_flops_per_token(config.model) * per_second
+            windows = config.train.global_batch * interval.steps
+            # Of whole windows: padding and ignored targets cost as much as others.
+            flops = training_flops_per_token(config.model) * windows * config.model.max_latents / interval.seconds
             self.log.write(
                 {
                     "kind": "train",
@@ -183,7 +197,7 @@ class Run:
                     "bits_per_byte": loss / math.log(2) * tokens_per_byte(self.data.corpora, "train", weights),
                     "lr": lr,
                     "grad_norm": grad_norm,
-                    "tokens_per_second": per_second,
+                    "tokens_per_second": interval.targets / interval.seconds,
                     "mfu": flops / (self.peak * self.ranks.size),
                     "data_wait": interval.waited / interval.seconds,
                     "memory_gib": memory,
@@ -222,13 +236,14 @@ class Run:
 
     def _evaluate(self, name: str) -> EvaluationResult:
         config, split = self.config, self.data.corpora[name].manifest.splits["validation"]
-        result = evaluate_stream(
+        evaluate = partial(
+            evaluate_stream,
             lambda batch: self.engine(batch).nll,  # through the engine, as ZeRO-3 gathers weights by its hooks
             self.validation[name],
             context=config.model.max_seq_len,
             latents=config.model.max_latents,
             stride=config.model.max_latents,
-            segments=config.data.segments,
+            segments=config.data.within_documents,
             batch=config.train.micro_batch,
             tokens_per_byte=split.tokens / split.bytes,
             device=self.ranks.device,
@@ -236,6 +251,7 @@ class Run:
             rank=self.ranks.rank,
             world_size=self.ranks.size,
         )
+        result = self.ranks.together(evaluate)
         self.ranks.sum_(result.nll)
         self.ranks.sum_(result.counts)
         return result
@@ -259,6 +275,8 @@ class Run:
         """Progress with every rank's share of the data's state. Collective."""
         shares = [share for share in self.ranks.gather(self.progress.data_state) if share is not None]
         places = {stream: place for share in shares for stream, place in share.items()}
+        if len({place["data"] for place in places.values()}) > 1:
+            raise RanksError("data.stream: ranks read different files; name a commit as data.stream.revision")
         return dataclasses.replace(self.progress, data_state=places or None)
 
     def _seconds(self) -> float:
@@ -270,6 +288,12 @@ class Run:
             f"aborted: no update in {limit} steps, {step - limit + 1} to {step}, as their gradients were not finite "
             f"(train.max_skipped_steps: {limit}); a lower optimizer.lr may help"
         )
+
+
+def _checked(batch: StepBatch | InputError) -> StepBatch:
+    if isinstance(batch, InputError):
+        raise batch
+    return batch
 
 
 def _say(ranks: Ranks, text: str, file: TextIO = sys.stdout) -> None:

@@ -49,7 +49,7 @@ class MetricsLog:
 
     def write(self, record: Record, eta: float | None = None) -> None:
         """Record values everywhere; `eta` is in seconds."""
-        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        record = _finite(record)
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         numbers = {
@@ -98,6 +98,12 @@ def drop_records_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [json.dumps(record) + "\n" for record in read_records(path) if record["step"] <= step]
         replace_text(path, "".join(kept))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -1,4 +1,7 @@
-"""What must hold before a run starts, beyond its YAML file: number of ranks, corpus, run folder. Nothing is created."""
+"""What must hold before a run starts, beyond its YAML file: number of ranks, data, run folder.
+
+Nothing is created, save that manifests of remote corpora get into the shard cache.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from fnmatch import fnmatch
 from typing import Any
 
 from pretrain.config import RunConfig, load_config
-from pretrain.corpus import Corpus, Windows
+from pretrain.corpus import Windows
 from pretrain.corpus.direct.config import StreamConfig
 from pretrain.corpus.tokenizers import load_tokenizer
 from pretrain.data import PreparedData, corpus_locations
@@ -72,10 +75,12 @@ def _data_problems(config: RunConfig, world_size: int) -> Iterator[str]:
     except InputError as error:
         yield str(error)
         return
-    fields = {name: location for name, (_, location) in corpus_locations(config).items()}
     for part in data.samples.parts:
-        yield from _part_problems(config, data.corpora[part.name], fields[part.name], part.windows)
-    yield from _epoch_problems(config, data)
+        field, location = corpus_locations(config)[part.name]
+        manifest = data.corpora[part.name].manifest
+        yield from _tokenizer_problems(config, manifest.tokenizer, manifest.vocab_size, location)
+        yield from _size_problems(config, field, location, part.windows)
+    yield from _mixture_problems(config, data)
 
 
 def _stream_problems(config: RunConfig, stream: StreamConfig, world_size: int) -> Iterator[str]:
@@ -94,12 +99,11 @@ def _stream_problems(config: RunConfig, stream: StreamConfig, world_size: int) -
         yield from _tokenizer_problems(config, tokenizer.name, tokenizer.vocab_size, stream.dataset)
 
 
-def _part_problems(config: RunConfig, corpus: Corpus, location: str, windows: Windows) -> Iterator[str]:
+def _size_problems(config: RunConfig, field: str, location: str, windows: Windows) -> Iterator[str]:
     model = config.model
-    yield from _tokenizer_problems(config, corpus.manifest.tokenizer, corpus.manifest.vocab_size, location)
     if config.data.windows != "crop" and len(windows.stream) <= model.max_seq_len:
         yield (
-            f"data.corpus: the train split of {location} has {len(windows.stream)} tokens, one window needs "
+            f"{field}: the train split of {location} has {len(windows.stream)} tokens, one window needs "
             f"model.max_seq_len + 1 = {model.max_seq_len + 1}: add text, or lower model.max_seq_len"
         )
     elif config.data.mixture is None and len(windows) < config.train.global_batch:
@@ -122,9 +126,14 @@ def _tokenizer_problems(config: RunConfig, tokenizer: str, vocab_size: int, orig
         )
 
 
-def _epoch_problems(config: RunConfig, data: PreparedData) -> Iterator[str]:
+def _mixture_problems(config: RunConfig, data: PreparedData) -> Iterator[str]:
     epochs = data.samples.epochs(config.train.steps * config.train.global_batch)
     for name, part in (config.data.mixture or {}).items():
+        if (last := max(part.weight)) >= config.train.steps:
+            yield (
+                f"data.mixture.{name}.weight: step {last} is never reached, train.steps is {config.train.steps}: "
+                "leave it out, or train longer"
+            )
         if part.max_epochs is not None and epochs[name] > part.max_epochs:
             yield (
                 f"data.mixture.{name}.max_epochs: {config.train.steps} steps would read {part.corpus} "
@@ -154,11 +163,14 @@ def _folder_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in before | after:
-        name, old, new = prefix + key, before.get(key), after.get(key)
-        if old == new or any(fnmatch(name, pattern) for pattern in MAY_CHANGE):
+    if list(before) != list(after):
+        yield f"{prefix.rstrip('.')} had {', '.join(map(str, before))}, now {', '.join(map(str, after))}"
+        return
+    for key in before:
+        name, old, new = prefix + key, before[key], after[key]
+        if any(fnmatch(name, pattern) for pattern in MAY_CHANGE):
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _changes(old, new, f"{name}.")
-        else:
+            yield from _changes(old, new, f"{name}.")  # also of equal ones: the order of a mixture's parts matters
+        elif old != new:
             yield f"{name} was {old}, now {new}"

@@ -41,6 +41,8 @@ class Interval:
         self.nll = torch.full((), nll, dtype=torch.float64, device=device)
         """Nats. On the device, so that no step waits for it."""
         self.steps = 0
+        self.targets = 0
+        """Of all ranks, those of skipped steps too."""
         self.seconds = 0.0
         self.waited = 0.0
         """Seconds of `seconds` spent waiting for data."""

@@ -59,11 +59,11 @@ def main(argv: Sequence[str]) -> int:
         config = load_config(arguments.config, arguments.overrides)
         check_run(config, ranks)
     except InputError:
-        if is_first_rank:  # the others see the same
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of its node see the same
             raise
         return BAD_INPUT
     if not arguments.dry_run:
-        run(config)
+        run(config, is_first_rank)
     if is_first_rank:
         from pretrain.dry_run import print_dry_run
 
@@ -71,15 +71,16 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def run(config: RunConfig) -> NoReturn:
+def run(config: RunConfig, is_first_rank: bool) -> NoReturn:
     # DeepSpeed takes seconds to import: bad input is not to wait for it.
-    from pretrain.distributed import leave
+    from pretrain.distributed import RanksError, leave
     from pretrain.loop import train
 
     try:
         code = train(config)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_first_rank or not isinstance(error, RanksError):
+            print(f"error: {error}", file=sys.stderr)
         code = BAD_INPUT
     leave(code)
 

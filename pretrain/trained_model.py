@@ -13,8 +13,8 @@ import torch
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain.checkpoint import damage, latest_checkpoint, load_weights, read_state
 from pretrain.config import RunConfig
-from pretrain.corpus import Corpus
-from pretrain.data import open_corpora, open_location
+from pretrain.corpus import Corpus, open_corpus
+from pretrain.data import open_corpora, shard_cache
 from pretrain.errors import InputError
 from pretrain.schema import validate
 
@@ -73,9 +73,8 @@ class TrainedModel:
         if moved_to is None:
             corpora = open_corpora(self.config)
         elif len(moved_to) == len(trained_on):
-            corpora = {
-                name: open_location(self.config, place) for name, place in zip(trained_on, moved_to, strict=True)
-            }
+            cache = shard_cache(self.config, *moved_to)
+            corpora = {name: open_corpus(place, cache) for name, place in zip(trained_on, moved_to, strict=True)}
         else:
             raise InputError(f"--data: {len(moved_to)} corpora, the run has {len(trained_on)}: {', '.join(trained_on)}")
         for name, corpus in corpora.items():

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
+from weakref import WeakSet
 
 import xxhash
 
@@ -45,6 +46,8 @@ class ShardCache:
         self.patience = patience or Patience()
         self._checked: dict[str, int] = {}
         """The inode, by name, of each file whose hash this process has found right."""
+        self.announcing: WeakSet[object] = WeakSet()
+        """The streams of this process that fetch ahead into it and so have to share the room for that."""
         with self._naming_the_folder():
             dir.mkdir(parents=True, exist_ok=True)
 
@@ -75,6 +78,11 @@ class ShardCache:
         for url, entry in files:
             with suppress(FileNotFoundError):
                 os.utime(self._path(url, entry))
+
+    def release(self, url: str, entry: FileEntry) -> None:
+        """Let a file go before all that have not been released; whoever uses it again takes that back."""
+        with suppress(FileNotFoundError):
+            os.utime(self._path(url, entry), (0, 0))
 
     def keep(self, files: dict[str, bytes]) -> Path:
         """A folder that holds these small files and is never removed to make room."""

@@ -102,6 +102,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         what = "has no manifest.json: it is not a corpus, or one half-written" if folder.is_dir() else "does not exist"
         raise InputError(f"corpus {folder} {what}; prepare it with pretrain/prepare.py")
+    remedy = "remove the folder and prepare it again"
     try:
         manifest = Manifest.model_validate_json(path.read_bytes(), strict=True)
     except ValidationError as error:
@@ -109,10 +110,10 @@ def read_manifest(folder: Path) -> Manifest:
         field = ".".join(map(str, first["loc"])) or "the file"
         if field in ("format", "version"):
             wanted = f"this program reads {FORMAT!r} version {VERSION}"
-            raise InputError(f"{path}: {field} is {first['input']!r}, but {wanted}; prepare it again") from None
-        raise InputError(f"{path}: damaged or no corpus manifest ({field}: {first['msg']}); prepare it again") from None
+            raise InputError(f"{path}: {field} is {first['input']!r}, but {wanted}; {remedy}") from None
+        raise InputError(f"{path}: damaged or no corpus manifest ({field}: {first['msg']}); {remedy}") from None
     if manifest.checksum != _checksum(manifest):
-        raise InputError(f"{path}: damaged, its checksum does not hold; prepare it again")
+        raise InputError(f"{path}: damaged, its checksum does not hold; {remedy}")
     return manifest
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from pretrain.corpus.manifest import Manifest
-from pretrain.corpus.stream import Corpus
+from pretrain.console import print_line
+from pretrain.corpus.manifest import Manifest, SplitEntry
+from pretrain.corpus.stream import Corpus, check_file
 
 SAMPLE_CHARACTERS = 400
 BAR_CHARACTERS = 30
@@ -19,7 +22,7 @@ BLOCKS = "▏▎▍▌▋▊▉█"
 
 def print_summary(manifest: Manifest, console: Console) -> None:
     """Counts of splits and sources, and the baselines of the validation text."""
-    table = Table("split", title=f"tokenizer {manifest.tokenizer}, vocabulary {manifest.vocab_size:,}")
+    table = Table("split", title=Text(f"tokenizer {manifest.tokenizer}, vocabulary {manifest.vocab_size:,}"))
     for heading in ("documents", "bytes", "tokens", "bytes per token", "shards"):
         table.add_column(heading, justify="right")
     for name, split in manifest.splits.items():
@@ -29,19 +32,21 @@ def print_summary(manifest: Manifest, console: Console) -> None:
     for source in manifest.sources:
         text = f"{source.documents:,} documents of {source.files:,} files, {source.duplicates:,} duplicates left out"
         about = ", ".join(part for part in (source.kind, source.revision, f"licence {source.licence}") if part)
-        _line(console, f"source {about}: {text}")
-    _line(console, f"fingerprint {manifest.fingerprint}")
+        print_line(console, f"source {about}: {text}")
+    print_line(console, f"fingerprint {manifest.fingerprint}")
     if baselines := manifest.splits["validation"].baselines:
         whole = baselines.sample_bytes == manifest.splits["validation"].bytes
         sample = "" if whole else f"the first {baselines.sample_bytes:,} bytes of "
-        _line(console, f"bits per byte of {sample}the validation text (entropies are empirical, counted on that text):")
-        _line(console, f"  order-0 entropy {baselines.order_0:.3f}")
-        _line(console, f"  order-2 entropy {baselines.order_2:.3f}, given the two bytes before")
-        _line(console, f"  xz -6           {baselines.xz:.3f}")
+        print_line(
+            console, f"bits per byte of {sample}the validation text (entropies are empirical, counted on that text):"
+        )
+        print_line(console, f"  order-0 entropy {baselines.order_0:.3f}")
+        print_line(console, f"  order-2 entropy {baselines.order_2:.3f}, given the two bytes before")
+        print_line(console, f"  xz -6           {baselines.xz:.3f}")
 
 
 def print_lengths(corpus: Corpus, console: Console) -> None:
-    """Quantiles of the documents' lengths by split, and a histogram of all; takes 16 bytes a document in memory."""
+    """Quantiles of the documents' lengths by split, and a histogram of all; takes 40 bytes of memory a document."""
     splits = {name: np.diff(corpus.split(name).document_ends(), prepend=0) for name in corpus.manifest.splits}
     table = Table("tokens per document", *("shortest", "10 %", "median", "90 %", "99 %", "longest"))
     for name, lengths in splits.items():
@@ -73,23 +78,36 @@ def _bar(share: float) -> str:
 
 
 def print_inspection(corpus: Corpus, samples: int, console: Console) -> None:
-    """The summary, lengths of documents and the beginnings of some, decoded, from all over the first split."""
+    """The summary, lengths of documents, and beginnings of some, decoded, from all over a local corpus's first split.
+
+    Raises:
+        InputError: a file is damaged.
+    """
     print_summary(corpus.manifest, console)
     print_lengths(corpus, console)
     for id, text in _document_beginnings(corpus, samples):
-        console.rule(id, align="left")
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.rule(Text(id), align="left")
+        print_line(console, text)
 
 
 def _document_beginnings(corpus: Corpus, samples: int) -> Iterator[tuple[str, str]]:
-    stream, tokenizer = corpus.split(next(iter(corpus.manifest.splits))), corpus.tokenizer()
-    ends, ids = stream.document_ends(), stream.document_ids()
+    name, split = next(iter(corpus.manifest.splits.items()))
+    stream, tokenizer = corpus.split(name), corpus.tokenizer()
+    ends = stream.document_ends()
     for number in np.linspace(0, len(ends), min(samples, len(ends)), endpoint=False, dtype=np.int64):
         start = ends[number - 1] if number else 0
         # No token of ours stands for less than a quarter of a character.
         tokens = stream.read(start, min(ends[number], start + 4 * SAMPLE_CHARACTERS))
-        yield ids[number], tokenizer.decode(tokens)[:SAMPLE_CHARACTERS]
+        yield _document_id(corpus, split, int(number)), tokenizer.decode(tokens)[:SAMPLE_CHARACTERS]
 
 
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+def _document_id(corpus: Corpus, split: SplitEntry, number: int) -> str:
+    """Of the split's document `number`, out of the one shard that lists it."""
+    for shard in split.shards:
+        if number < shard.documents:
+            break
+        number -= shard.documents
+    [(name, entry)] = [(name, entry) for name, entry in shard.files.items() if name.endswith(".ids")]
+    check_file(corpus.folder / name, entry)
+    id: str = json.loads((corpus.folder / name).read_bytes().splitlines()[number])
+    return id

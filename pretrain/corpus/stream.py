@@ -23,11 +23,16 @@ from pretrain.errors import InputError
 from pretrain.files import hash_file
 
 MAPPED_SHARDS = 64
-"""Mapped at a time: each holds two file handles, and the disk space of a file that has gone from the cache."""
+"""Mapped at a time by a stream, at most: each holds two file handles."""
+MAPPED_SHARE = 0.5
+"""Of the cache: how much a remote stream keeps mapped, at most; two shards in any case. A file that has gone from the
+cache takes disk space as long as it is mapped."""
 MARK_SECONDS = 1.0
 """A shard in use is marked as used this often; the price is that of two system calls."""
 AHEAD_SHARE = 0.25
-"""Of the cache: how much may be fetched and not yet read."""
+"""Of the cache: how much all its streams together may have fetched and not yet read; a shard each in any case."""
+LEAST_SHARDS = 4
+"""A cache must have room for: two that a window across a border reads, one fetched ahead, one that arrives."""
 SAME_TIME_SECONDS = 10.0
 """Ranks, and the parts of a mixture, announce what they will read within this time of one another."""
 
@@ -37,7 +42,8 @@ class TokenStream:
 
     With a cache, `location` is a URL and shards are downloaded when they are first touched, or earlier if `will_read`
     has announced them. What is fetched ahead never takes the place of a file that any process has used or announced
-    since this stream's last announcement (less `SAME_TIME_SECONDS`).
+    since this stream's last announcement (less `SAME_TIME_SECONDS`), unless the one that used it last has by then read
+    all that it announced of it.
     """
 
     def __init__(
@@ -49,12 +55,18 @@ class TokenStream:
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._cache = cache
         self._checked: set[str] = set()
-        self._shard = functools.lru_cache(MAPPED_SHARDS)(self._map_shard)
-        self._ends = functools.lru_cache(MAPPED_SHARDS)(self._read_ends)
         self._announced = 0.0
+        mapped = MAPPED_SHARDS
         if cache is not None:
-            limit = int(AHEAD_SHARE * cache.max_bytes) // (shard_tokens * self._dtype.itemsize)
-            self._ahead = FetchAhead(self._fetch_ahead, max(1, limit))
+            self._ahead = FetchAhead(self._fetch_ahead, self._release, self._ahead_limit)
+            mapped = min(mapped, max(2, self._shards_in(MAPPED_SHARE * cache.max_bytes)))
+        self._shard = functools.lru_cache(mapped)(self._map_shard)
+        self._ends = functools.lru_cache(MAPPED_SHARDS)(self._read_ends)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `will_read` does anything."""
+        return self._cache is not None
 
     def __len__(self) -> int:
         return self._split.tokens
@@ -95,14 +107,19 @@ class TokenStream:
 
     def will_read(self, starts: np.ndarray, stops: np.ndarray) -> None:
         """Announce reads of tokens `starts[i]` to `stops[i]` - 1, in this order; int64. Remote shards are fetched
-        ahead in the background; nothing that goes wrong there is raised here."""
+        ahead in the background; nothing that goes wrong there is raised here.
+
+        Two announcements may be unread at a time: what is left of those before is taken as passed over.
+        """
         if self._cache is None:
             return
-        shards = (np.stack([starts, np.maximum(starts, stops - 1)], axis=-1) // self.shard_tokens).tolist()
-        numbers = list(dict.fromkeys(number for first, last in shards for number in range(first, last + 1)))
+        reads = _count_in_order(starts // self.shard_tokens, np.maximum(starts, stops - 1) // self.shard_tokens)
+        self._cache.announcing.add(self)
+        self._cache.announce(
+            self._remote(self._split.shards[number], ".bin") for number in self._ahead.left() | reads.keys()
+        )
         self._announced = time.time()
-        self._cache.announce(self._remote(self._split.shards[number], ".bin") for number in numbers)
-        self._ahead.announce(numbers)
+        self._ahead.announce(reads)
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """Shards, each with the places in it where the part of `start` to `stop` that it holds begins and ends."""
@@ -115,8 +132,8 @@ class TokenStream:
     def _tokens(self, number: int) -> np.ndarray:
         shard = self._shard(number)
         if self._cache is not None:
-            self._ahead.used(number)
             shard.mark_used()
+            self._ahead.used(number)
         return shard.tokens
 
     def _map_shard(self, number: int) -> _MappedShard:
@@ -144,6 +161,17 @@ class TokenStream:
     def _remote(self, shard: ShardEntry, ending: str) -> tuple[str, FileEntry]:
         name, entry = _file_entry(shard, ending)
         return f"{self._location}/{name}", entry
+
+    def _shards_in(self, size: float) -> int:
+        return int(size) // (self.shard_tokens * self._dtype.itemsize)
+
+    def _ahead_limit(self) -> int:
+        assert self._cache is not None
+        return max(1, self._shards_in(AHEAD_SHARE * self._cache.max_bytes / len(self._cache.announcing)))
+
+    def _release(self, number: int) -> None:
+        assert self._cache is not None
+        self._cache.release(*self._remote(self._split.shards[number], ".bin"))
 
     def _fetch_ahead(self, number: int) -> None:
         assert self._cache is not None
@@ -251,7 +279,19 @@ def _open_remote(url: str, cache: ShardCache | None) -> Corpus:
         target = io.BytesIO()
         download(f"{url}/{name}", entry, target, cache.patience)
         files[name] = target.getvalue()
+    _check_room(url, manifest, sum(map(len, files.values())), cache)
     return Corpus(url, cache.keep(files), manifest, cache)
+
+
+def _check_room(url: str, manifest: Manifest, kept: int, cache: ShardCache) -> None:
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    sizes = [sum(_file_entry(shard, ending)[1].bytes for ending in (".bin", ".ends")) for shard in shards]
+    needed = kept + sum(sorted(sizes)[-LEAST_SHARDS:])
+    if needed > cache.max_bytes:
+        raise InputError(
+            f"data.cache.max_gib: {cache.max_bytes} bytes cannot hold four shards of {url} and its manifest, {needed} "
+            "bytes; raise it"
+        )
 
 
 def _check_layout(location: str, manifest: Manifest) -> None:
@@ -273,6 +313,16 @@ def _check_layout(location: str, manifest: Manifest) -> None:
                     f"{manifest.dtype} the split needs {tokens} tokens in {tokens * itemsize} bytes here; "
                     "prepare the corpus again"
                 )
+
+
+def _count_in_order(first: np.ndarray, last: np.ndarray) -> dict[int, int]:
+    """How often a number lies in the ranges `first[i]` to `last[i]`, in the order in which they come up."""
+    lengths = (last - first + 1).ravel()
+    begins = np.cumsum(lengths) - lengths
+    numbers = np.arange(lengths.sum()) + np.repeat(first.ravel() - begins, lengths)
+    found, places, counts = np.unique(numbers, return_index=True, return_counts=True)
+    order = places.argsort()
+    return dict(zip(found[order].tolist(), counts[order].tolist(), strict=True))
 
 
 def _file_entry(shard: ShardEntry, ending: str) -> tuple[str, FileEntry]:

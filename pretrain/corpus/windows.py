@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
@@ -73,6 +73,28 @@ def make_windows(
     return CropWindows(stream, context=context, latents=latents, key=key, segments=segments)
 
 
+def cut_window(tokens: np.ndarray, starts: np.ndarray | None, trained: int, *, context: int, latents: int) -> Window:
+    """The window of a run of tokens, the last of which is its last target, with the last `trained` of them as targets.
+
+    Args:
+        tokens: (1 + inputs,) int64, inputs <= context.
+        starts: where in the inputs a document begins, but for the one at their start; None counts no documents.
+    """
+    padding = context + 1 - len(tokens)
+    valid = None
+    if padding:
+        tokens = np.concatenate([np.full(padding, PADDING), tokens])
+        valid = np.arange(context) >= padding
+    targets = tokens[-latents:].copy()
+    targets[: max(0, latents - trained)] = IGNORED
+    segments = None
+    if starts is not None:
+        bounds = np.empty(len(starts) + 2, dtype=np.int64)
+        bounds[0], bounds[1:-1], bounds[-1] = 0, starts + padding, context
+        segments = np.arange(len(starts) + 1, dtype=np.int32).repeat(np.diff(bounds))
+    return Window(tokens[:-1], targets, valid, segments)
+
+
 class _StreamWindows:
     """What the kinds of windows share: each is found by its last target, and cut from the stream there."""
 
@@ -91,22 +113,9 @@ class _StreamWindows:
         `first_target` are ignored."""
         start = max(begin, last_target - self.context)
         tokens = self.stream.read(start, last_target + 1)
-        padding = self.context - (last_target - start)
-        valid = None
-        if padding:
-            tokens = np.concatenate([np.full(padding, PADDING), tokens])
-            valid = np.arange(self.context) >= padding
-        targets = tokens[-self.latents :].copy()
+        starts = self.stream.document_starts(start, last_target) - start if self.segments else None
         trained = last_target + 1 - max(first_target, start + 1)
-        targets[: max(0, self.latents - trained)] = IGNORED
-        segments = self._segments(start, last_target, padding) if self.segments else None
-        return Window(tokens[:-1], targets, valid, segments)
-
-    def _segments(self, start: int, stop: int, padding: int) -> np.ndarray:
-        starts = self.stream.document_starts(start, stop)
-        bounds = np.empty(len(starts) + 2, dtype=np.int64)
-        bounds[0], bounds[1:-1], bounds[-1] = start - padding, starts, stop
-        return np.arange(len(starts) + 1, dtype=np.int32).repeat(np.diff(bounds))
+        return cut_window(tokens, starts, trained, context=self.context, latents=self.latents)
 
     def _check(self, number: int, windows: int) -> None:
         if not 0 <= number < windows:
@@ -181,17 +190,16 @@ class CropWindows(_StreamWindows):
     The last target is uniform over the document's tokens number min(latents, length - 1) to length - 1, from `key`,
     number and epoch alone; up to `latents` tokens that end there are trained. No token of another document is seen: a
     crop shorter than `context` begins with padding. This is the scheme of the Perceiver AR paper (Hawthorne et al.
-    2022). All document ends are held in memory, 8 bytes each.
+    2022). All document ends are held in memory: 8 bytes for each document, and 8 more for each that is too short.
     """
 
     def __init__(self, stream: TokenStream, *, context: int, latents: int, key: int, segments: bool = False):
         super().__init__(stream, context=context, latents=latents, segments=segments)
-        bounds = np.concatenate([np.zeros(1, dtype=np.int64), stream.document_ends()])
-        self._starts, self._ends = bounds[:-1], bounds[1:]
-        long_enough = self._ends - self._starts >= 2
-        if not long_enough.all():
-            self._starts, self._ends = self._starts[long_enough], self._ends[long_enough]
-        if not len(self._ends):
+        self._bounds = np.concatenate([np.zeros(1, dtype=np.int64), stream.document_ends()])
+        short = np.flatnonzero(np.diff(self._bounds) < 2)
+        # How many windows come before each document that is too short: what turns their numbers into documents'.
+        self._windows_before_short = short - np.arange(len(short))
+        if not len(self):
             raise InputError("corpus: no document of a split has two tokens, so there is nothing to predict")
         self._key = key
 
@@ -200,19 +208,27 @@ class CropWindows(_StreamWindows):
         return max(1, BLOCK_SHARDS * self.stream.shard_tokens * len(self) // len(self.stream))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._bounds) - 1 - len(self._windows_before_short)
 
     def window(self, number: int, epoch: int = 0) -> Window:
         self._check(number, len(self))
-        return self._cut(self._last_target(number, epoch), begin=int(self._starts[number]))
+        return self._cut(self._last_target(number, epoch), begin=int(self._bounds[self._document(number)]))
 
     def will_read(self, numbers: np.ndarray, epochs: np.ndarray) -> None:
+        if not self.stream.is_remote:
+            return
         drawn = zip(numbers.ravel().tolist(), epochs.ravel().tolist(), strict=True)
         last_target = np.array([self._last_target(*place) for place in drawn], dtype=np.int64)
-        self.stream.will_read(np.maximum(last_target - self.context, self._starts[numbers.ravel()]), last_target + 1)
+        starts = self._bounds[self._document(numbers.ravel())]
+        self.stream.will_read(np.maximum(last_target - self.context, starts), last_target + 1)
+
+    def _document(self, number: Any) -> Any:
+        """Number of a window's document; int or array of int64."""
+        return number + self._windows_before_short.searchsorted(number, side="right")
 
     def _last_target(self, number: int, epoch: int) -> int:
-        start, end = int(self._starts[number]), int(self._ends[number])
+        document = self._document(number)
+        start, end = self._bounds[document : document + 2].tolist()
         first = min(self.latents, end - start - 1)
         draw = xxhash.xxh64_intdigest(f"crop of {number} in epoch {epoch}, key {self._key}".encode())
-        return start + first + draw % (end - start - first)
+        return int(start + first + draw % (end - start - first))

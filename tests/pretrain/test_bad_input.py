@@ -375,7 +375,7 @@ def test_as_a_process(run_yaml: Path, corpora: Path, arguments: list[str], words
 
 
 def test_only_the_first_rank_reports(run_yaml: Path) -> None:
-    result = run(sys.executable, TRAIN, "--config", "nowhere.yaml", cwd=run_yaml.parent, RANK="1", WORLD_SIZE="2")
+    result = run(sys.executable, TRAIN, "--config", "nowhere.yaml", cwd=run_yaml.parent, LOCAL_RANK="1", WORLD_SIZE="2")
     assert (result.returncode, result.stdout, result.stderr) == (2, "", "")
 
 

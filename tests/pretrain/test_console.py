@@ -1,6 +1,8 @@
 import io
 import re
+import time
 
+import pytest
 from rich.console import Console
 
 from pretrain import console as console_module
@@ -48,3 +50,21 @@ def test_a_bar_on_a_terminal():
     with show_progress(Console(file=file, force_terminal=True, width=100), "work", 10**8, MEGABYTES) as advance:
         advance(50_000_000, total=200_000_000)
     assert re.search(r"50\.0 of 200\.0 MB", file.getvalue())
+
+
+def test_a_bar_is_drawn_now_and_then_however_often_the_work_advances():
+    file = io.StringIO()
+    with show_progress(Console(file=file, force_terminal=True, width=100), "work", 10**8, MEGABYTES) as advance:
+        began = time.monotonic()
+        for _ in range(100_000):
+            advance(1)
+        assert time.monotonic() - began < 0.3
+    assert "work: 0.1 of 100.0 MB" in file.getvalue()
+
+
+@pytest.mark.parametrize("force_terminal", [False, True])
+def test_names_are_not_markup(force_terminal):
+    file = io.StringIO()
+    with show_progress(Console(file=file, force_terminal=force_terminal, width=100), "[/b] [red]x", 1, MEGABYTES):
+        pass
+    assert "[/b] [red]x: 0.0 of 0.0 MB" in file.getvalue()

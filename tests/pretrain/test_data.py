@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pretrain import evaluate, export, generate
-from pretrain.config import load_config
+from pretrain.config import dump_config, load_config
 from pretrain.corpus import open_corpus
 from pretrain.errors import InputError
 from pretrain.preflight import check_run
@@ -166,6 +166,9 @@ def test_export_and_generation_of_a_mixture(mixed_run: Path, tmp_path: Path, cap
         ({"weight": -1}, ["data.mixture.words.weight", "at least 0"]),
         ({"weight": {"5": 1}}, ["data.mixture.words.weight", "from step 0"]),
         ({"weight": {"soon": 1}}, ["data.mixture.words.weight"]),
+        ({"weight": {"0": 1, "00": 2}}, ["data.mixture.words.weight", "twice"]),
+        ({"weight": {"0": 1, "20": 2}}, ["data.mixture.words.weight", "step 20 is never reached"]),
+        ({"data__mixture": {"a.b": {"corpus": "x", "weight": 1}}}, ["data.mixture.a.b"]),
         ({"weight": 1e-9}, ["data.mixture.words.weight", "less than one sample"]),
         ({"weight": 0, "other": 0}, ["data.mixture", "all 0"]),
         ({"corpus": "nowhere"}, ["data.mixture.words.corpus", "nowhere does not exist"]),
@@ -189,6 +192,46 @@ def test_impossible_mixtures_are_refused(
     with pytest.raises(InputError) as refusal:
         check_run(load_config(path), 1)
     assert [word for word in words if word not in str(refusal.value)] == [], refusal.value
+
+
+def test_what_may_change_in_a_mixture_between_runs(
+    tmp_path: Path, write_run: Callable[..., Path], mixture: dict[str, Any]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(load_config(write_run(tmp_path / "run", **mixture))))
+    moved = shutil.copytree(mixture["data__mixture"]["words"]["corpus"], tmp_path / "moved")
+
+    def check(**parts: dict[str, Any]) -> None:
+        check_run(load_config(write_run(tmp_path / "run", data__corpus=None, data__mixture=parts)), 1)
+
+    words, digits = mixture["data__mixture"].values()
+    check(words=words | {"corpus": str(moved), "max_epochs": 9.0}, digits=digits)
+    for parts in (
+        {"digits": digits, "words": words},
+        {"words": words, "numbers": digits},
+        {"words": words},
+        {"words": words, "digits": digits | {"weight": 0.25}},
+        {"words": words, "digits": digits | {"weight": {"0": 0.25, "12": 0.5}}},
+    ):
+        with pytest.raises(InputError, match=r"holds another run \(data\.mixture"):
+            check(**parts)
+
+
+def test_damage_that_one_rank_finds_ends_all_with_one_line(
+    tmp_path: Path,
+    write_run: Callable[..., Path],
+    start_ranks: Callable[..., Any],
+    finish_ranks: Callable[..., str],
+    stream: dict[str, Any],
+) -> None:
+    dataset = shutil.copytree(stream["data__stream"]["dataset"], tmp_path / "dataset")
+    (dataset / "part-3.jsonl").write_text((dataset / "part-0.jsonl").read_text() + '\n{"text": "cut he')
+    # Only the second rank's streams read this file.
+    broken = {"data__corpus": None, "data__stream": stream["data__stream"] | {"dataset": str(dataset)}}
+    config = write_run(tmp_path / "run", **broken)
+    output = finish_ranks(start_ranks(["pretrain/train.py", "--config", config], 2), code=2)
+    assert output.count("\nerror: ") == 1 and "part-3.jsonl" in output, output
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_corpora_of_different_tokenizers_do_not_mix(

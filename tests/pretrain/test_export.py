@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import perceiver_ar.hf  # noqa: F401
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain import evaluate, export, generate
-from pretrain.checkpoint import checkpoint_path, write_safetensors
+from pretrain.checkpoint import FORMAT, checkpoint_path, write_safetensors
 from pretrain.config import RunConfig
 from pretrain.corpus import open_corpus
 from pretrain.corpus.writing.config import PrepareConfig
@@ -60,6 +60,7 @@ def write_checkpoint(config: RunConfig, step: int) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     write_safetensors(folder / "model.safetensors", shapes, (tensor.detach() for tensor in weights.values()))
     state = {
+        "format": FORMAT,
         "step": step,
         "trained_tokens": step * 64,
         "validation": {"step": step, "loss": 5.0, "perplexity": 148.4, "bits_per_byte": 7.25},

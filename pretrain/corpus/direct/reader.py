@@ -7,15 +7,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import torch
+import numpy as np
 import xxhash
 
 from pretrain.corpus.direct.config import StreamConfig
-from pretrain.corpus.direct.text import StreamedText
 from pretrain.corpus.direct.virtual_stream import Documents, VirtualStream, deal
-from pretrain.corpus.reader import Batch, StepBatch, StepReader, stack_windows
+from pretrain.corpus.reader import StepBatch, StepReader, cut_micro_batches
+from pretrain.corpus.sources.streamed_text import StreamedText
 from pretrain.corpus.tokenizers import Tokenizer
-from pretrain.corpus.windows import Window
 from pretrain.errors import InputError
 
 OPENED_AT_ONCE = 16
@@ -68,7 +67,8 @@ class DirectReader(StepReader):
             state = None if states is None else self._checked(states, number)
             stream = VirtualStream(documents, context=context, latents=latents, segments=segments, state=state)
             self._streams[str(number)] = stream
-        self._first_row = rank * global_batch // world_size
+        rows = global_batch // world_size
+        self._rows = np.arange(rank * rows, (rank + 1) * rows, dtype=np.int64)
         self._rows_per_stream = global_batch // config.streams
         super().__init__(self._read(start_step, stop_step), read_ahead)
 
@@ -85,16 +85,8 @@ class DirectReader(StepReader):
         for step in range(start_step, stop_step):
             windows = [stream.next_window() for stream in streams for _ in range(self._rows_per_stream)]
             states = {name: {**stream.state(), "data": self._fingerprint} for name, stream in self._streams.items()}
-            yield StepBatch(step, self._micro_batches(step, windows), state=states)
-
-    def _micro_batches(self, step: int, windows: list[Window]) -> list[Batch]:
-        first = step * self._global_batch + self._first_row
-        indices = torch.arange(first, first + len(windows)).split(self._micro_batch)
-        starts = range(0, len(windows), self._micro_batch)
-        return [
-            Batch(*stack_windows(windows[start : start + self._micro_batch]), numbers)
-            for start, numbers in zip(starts, indices, strict=True)
-        ]
+            samples = step * self._global_batch + self._rows
+            yield StepBatch(step, cut_micro_batches(windows, samples, self._micro_batch), state=states)
 
     def _checked(self, states: dict[str, Any], number: int) -> dict[str, Any]:
         state: dict[str, Any] | None = states.get(str(number))

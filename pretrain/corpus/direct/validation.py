@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -14,17 +14,17 @@ from rich.console import Console
 
 from pretrain.console import MEGABYTES, show_progress
 from pretrain.corpus.direct.config import StreamConfig
-from pretrain.corpus.direct.text import StreamedText
-from pretrain.corpus.manifest import FORMAT, VERSION, FileEntry, Manifest, SourceEntry, SplitEntry, write_manifest
+from pretrain.corpus.manifest import FORMAT, VERSION, Manifest, SourceEntry, SplitEntry, write_manifest
+from pretrain.corpus.sources.streamed_text import StreamedText
 from pretrain.corpus.sources.unit import Document
 from pretrain.corpus.splits import content_hash, hash_halves, is_validation
 from pretrain.corpus.stream import open_corpus
 from pretrain.corpus.tokenizers import Tokenizer, load_tokenizer
 from pretrain.corpus.writing.baselines import measure_baselines
-from pretrain.corpus.writing.files import HashedFile
+from pretrain.corpus.writing.files import write_tokenizer
 from pretrain.corpus.writing.folder import keep_only, publish, work_folder
 from pretrain.corpus.writing.hashes import fingerprint
-from pretrain.corpus.writing.shards import ShardWriter
+from pretrain.corpus.writing.shards import ShardWriter, token_dtype
 from pretrain.errors import InputError
 
 SHARD_TOKENS = 1 << 24
@@ -113,7 +113,7 @@ def _write(
     held_out: HeldOut,
     folder: Path,
 ) -> None:
-    dtype: Literal["uint16", "uint32"] = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
+    dtype = token_dtype(tokenizer.vocab_size)
     documents = held_out.documents.values()
     texts = [document.text for document in documents]
     writer = ShardWriter(folder, "validation", dtype, SHARD_TOKENS)
@@ -150,7 +150,7 @@ def _write(
         licence=config.licence,
         sources=[source],
         splits={"validation": split},
-        tokenizer_files=_write_tokenizer(tokenizer, folder),
+        tokenizer_files=write_tokenizer(tokenizer, folder),
         config=described,
     )
     write_manifest(manifest, folder)
@@ -159,11 +159,4 @@ def _write(
 def _fingerprint(tokenizer: Tokenizer, held_out: HeldOut) -> str:
     hashes = np.empty(len(held_out.documents), dtype=[("side", "<u8"), ("place", "<u8")])
     hashes["side"], hashes["place"] = hash_halves(b"".join(held_out.documents))
-    return fingerprint(tokenizer, {"validation": (len(hashes), [hashes])})
-
-
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, FileEntry]:
-    files = {name: HashedFile(folder / name) for name in tokenizer.files}
-    for name, content in tokenizer.files.items():
-        files[name].write(content)
-    return {name: file.close() for name, file in files.items()}
+    return fingerprint(tokenizer, SHARD_TOKENS, {"validation": (len(hashes), [hashes])})

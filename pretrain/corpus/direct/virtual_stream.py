@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pretrain.corpus.direct.text import StreamedText
+from pretrain.corpus.sources.streamed_text import StreamedText
 from pretrain.corpus.splits import content_hash, is_validation
 from pretrain.corpus.tokenizers import Tokenizer
-from pretrain.corpus.windows import PADDING, Window
+from pretrain.corpus.windows import Window, cut_window
 from pretrain.errors import InputError
 
 ENCODED_BYTES = 256 << 10
@@ -132,12 +132,16 @@ class VirtualStream:
         self.read_next()
         first, last = self._next_first(), (self._windows + 1) * self._latents
         begin = self._end - len(self._tokens)
-        padding = self._context - (last - first)
-        tokens = np.full(self._context + 1, PADDING, dtype=np.int64)
-        tokens[padding:] = self._tokens[first - begin : last + 1 - begin]
-        valid = np.arange(self._context) >= padding if padding else None
+        tokens = self._tokens[first - begin : last + 1 - begin]
+        starts = self._starts[slice(*np.searchsorted(self._starts, [first + 1, last]))] - first
         self._windows += 1
-        return Window(tokens[:-1], tokens[-self._latents :].copy(), valid, self._numbers(first, last, padding))
+        return cut_window(
+            tokens,
+            starts if self._segments else None,
+            trained=self._latents,
+            context=self._context,
+            latents=self._latents,
+        )
 
     def read_next(self) -> None:
         """Read what `next_window` needs, which calls it itself: for those who want to wait for many streams at once.
@@ -169,14 +173,6 @@ class VirtualStream:
     def _document(self, position: int) -> int:
         """Number, among the documents at hand, of the one a token belongs to."""
         return int(np.searchsorted(self._starts, position, side="right")) - 1
-
-    def _numbers(self, first: int, last: int, padding: int) -> np.ndarray | None:
-        if not self._segments:
-            return None
-        inside = slice(*np.searchsorted(self._starts, [first + 1, last]))
-        begins = np.zeros(padding + last - first, dtype=np.int32)
-        begins[self._starts[inside] - first + padding] = 1
-        return np.cumsum(begins, dtype=np.int32)
 
     def _extend(self, first: int) -> None:
         """Append a batch of documents and drop what lies before position `first`."""

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Annotated, Any
 
-import pyarrow as pa
 from pydantic import BeforeValidator, Field
 
 from pretrain.corpus.sources.remote import is_url, list_remote, local_copy
@@ -43,6 +42,10 @@ class FileSource(Section):
     revision: str = ""
     """Whatever tells this state of the files from another: a version, a commit, a date."""
 
+    @property
+    def state(self) -> str:
+        return self.revision
+
     def units(self) -> list[Unit]:
         return group_into_units(list_files(self.root, self.pattern))
 
@@ -66,9 +69,20 @@ def _list_local(root: Path, pattern: str) -> list[SourceFile]:
     if not root.is_dir():
         raise InputError(f"sources: root {root} is not a folder")
     try:
+        for folder in _visited(root, pattern):
+            if not os.access(folder, os.R_OK | os.X_OK, effective_ids=True):
+                raise InputError(f"sources: folder {folder} cannot be read; change its permissions or the pattern")
         return local_files(root.glob(pattern), root)
     except (ValueError, NotImplementedError) as error:
         raise InputError(f"sources: pattern {pattern!r}: {error}") from error
+
+
+def _visited(root: Path, pattern: str) -> Iterator[Path]:
+    """The folders in which files are looked for; `glob` passes over those that it may not read."""
+    yield root
+    parts = Path(pattern).parts
+    for count in range(1, len(parts)):
+        yield from (path for path in root.glob(os.path.join(*parts[:count])) if path.is_dir())
 
 
 def local_files(paths: Iterable[Path], root: Path, prefix: str = "") -> list[SourceFile]:
@@ -90,18 +104,20 @@ def printable_name(name: str) -> str:
 @contextmanager
 def reading(file: SourceFile) -> Iterator[Path]:
     """The file on the local disk, for the time of the context; whatever is wrong with it is an `InputError`."""
+    import pyarrow as pa  # in functions here: every run imports this module, few read files by it
+
     try:
         with local_copy(file) as path:
             yield path
     except OSError as error:
         # Python's file functions set a number, decompressors do not.
         raise InputError(f"{file.path}: {error.strerror}" if error.errno else _damaged(file, error)) from error
-    except _DAMAGED as error:
+    except (pa.ArrowException, *_DAMAGED) as error:
         raise InputError(_damaged(file, error)) from error
 
 
-_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError, pa.ArrowException)
-"""What the readers of formats raise, besides `OSError`."""
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+"""What the readers of formats raise, besides `OSError` and what pyarrow has of its own."""
 
 
 def _damaged(file: SourceFile, error: Exception) -> str:
@@ -117,6 +133,8 @@ def open_decompressed(path: Path) -> IO[bytes]:
 
 
 def _open_zst(path: Path) -> IO[bytes]:
+    import pyarrow as pa
+
     # Not the zstandard package: it ends silently after the first frame, and where a frame is cut short.
     return io.BufferedReader(pa.input_stream(str(path), compression="zstd"), 1 << 20)
 

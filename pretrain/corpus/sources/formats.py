@@ -10,17 +10,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.utils import glob_translate
 
-from pretrain.corpus.sources.documents import Regex, join_rows, only_utf8, utf8_error
+from pretrain.corpus.sources.documents import Regex, join_rows, only_utf8
 from pretrain.corpus.sources.files import FileSource, Globs, open_decompressed, printable_name, reading
 from pretrain.corpus.sources.unit import Document, SourceFile, Unit
 from pretrain.errors import InputError
-
-BATCH_ROWS = 256
-"""Rows of a column read at once: whole books must fit."""
 
 
 class TextFiles(FileSource):
@@ -101,9 +96,9 @@ class ParquetFiles(RowFiles):
     pattern: Globs = ("**/*.parquet",)
 
     def _rows(self, path: Path, file: SourceFile) -> Iterator[tuple[int, bytes]]:
-        with pq.ParquetFile(path) as table:
-            check_column(table.schema_arrow, self.field, file.path)
-            yield from text_rows(table.iter_batches(BATCH_ROWS, columns=[self.field]), self.field, file)
+        from pretrain.corpus.sources.columns import parquet_rows
+
+        return parquet_rows(path, self.field, file)
 
 
 class ArrowFiles(RowFiles):
@@ -113,39 +108,9 @@ class ArrowFiles(RowFiles):
     pattern: Globs = ("**/*.arrow",)
 
     def _rows(self, path: Path, file: SourceFile) -> Iterator[tuple[int, bytes]]:
-        with pa.memory_map(str(path)) as content:
-            if content.read(6) == b"ARROW1":
-                table = pa.ipc.open_file(content)
-                batches: Iterable[pa.RecordBatch] = map(table.get_batch, range(table.num_record_batches))
-            else:
-                # Only this mark tells a whole stream from one cut off between two of its batches.
-                content.seek(max(0, content.size() - 8))
-                if content.read() != b"\xff\xff\xff\xff\0\0\0\0":
-                    raise EOFError("no end-of-stream mark")
-                content.seek(0)
-                table = batches = pa.ipc.open_stream(content)
-            check_column(table.schema, self.field, file.path)
-            yield from text_rows(batches, self.field, file)
+        from pretrain.corpus.sources.columns import arrow_rows
 
-
-def check_column(schema: pa.Schema, field: str, place: str) -> None:
-    if schema.get_field_index(field) < 0:
-        raise InputError(f"{place}: has no column {field!r}; there are {', '.join(schema.names)}")
-    kind = schema.field(field).type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-        raise InputError(f"{place}: column {field!r} is {kind}, not text")
-
-
-def text_rows(batches: Iterable[pa.RecordBatch], field: str, file: SourceFile) -> Iterator[tuple[int, bytes]]:
-    """Number, from 1, and text of the rows of a file in which the column `field` (see `check_column`) has text."""
-    number = 0
-    for batch in batches:
-        for text in batch.column(field).cast(pa.large_binary()).to_pylist():
-            number += 1
-            if text and (error := utf8_error(text)):
-                raise InputError(f"{file.path}:{number}: column {field!r} is not valid Unicode ({error})")
-            if text:
-                yield number, text
+        return arrow_rows(path, self.field, file)
 
 
 class TarArchives(FileSource):

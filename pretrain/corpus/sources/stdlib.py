@@ -24,7 +24,7 @@ class PythonStandardLibrary(Section):
     licence: str = "PSF-2.0"
 
     @property
-    def revision(self) -> str:
+    def state(self) -> str:
         return f"Python {platform.python_version()}"
 
     def units(self) -> list[Unit]:

@@ -16,10 +16,15 @@ class SourceFile:
     """What people know it by: the path relative to the source, with forward slashes."""
     path: str
     """Local path or URL."""
-    bytes: int
-    """As stored; 0 where that cannot be known without reading it."""
+    bytes: int | None
+    """As stored; None where that cannot be known without reading it."""
     version: str
     """Differs whenever the content may differ: time of change, ETag, revision."""
+
+    @property
+    def expected_bytes(self) -> int:
+        """A file of unknown size is taken for a large one: many of them are never read in one go."""
+        return UNIT_BYTES if self.bytes is None else self.bytes
 
 
 @dataclass(frozen=True)
@@ -30,7 +35,12 @@ class Unit:
 
     @property
     def bytes(self) -> int:
-        return sum(file.bytes for file in self.files)
+        """As far as they are known."""
+        return sum(file.bytes or 0 for file in self.files)
+
+    @property
+    def expected_bytes(self) -> int:
+        return sum(file.expected_bytes for file in self.files)
 
 
 @dataclass(frozen=True)
@@ -54,7 +64,8 @@ class SourceReader(Protocol):
     def licence(self) -> str: ...
 
     @property
-    def revision(self) -> str: ...
+    def state(self) -> str:
+        """What tells this state of the source from another: a version, a commit, a date; empty where nothing does."""
 
     def units(self) -> list[Unit]:
         """Raises `InputError` where there is nothing to read."""
@@ -69,9 +80,9 @@ def group_into_units(files: Iterable[SourceFile]) -> list[Unit]:
     group: list[SourceFile] = []
     size = 0
     for file in files:
-        if group and size + file.bytes > UNIT_BYTES:
+        if group and size + file.expected_bytes > UNIT_BYTES:
             units.append(Unit(tuple(group)))
             group, size = [], 0
         group.append(file)
-        size += file.bytes
+        size += file.expected_bytes
     return [*units, Unit(tuple(group))] if group else units

@@ -1,7 +1,9 @@
-"""Small corpora written straight into shards, and a web server that serves them well or badly."""
+"""Small corpora written straight into shards, a web server that serves them well or badly, and files of rows."""
 
 from __future__ import annotations
 
+import gzip
+import json
 import threading
 import time
 from collections import defaultdict
@@ -10,12 +12,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from pretrain.corpus.manifest import FORMAT, VERSION, Manifest, SplitEntry, write_manifest
 from pretrain.corpus.stream import TokenStream
 from pretrain.corpus.tokenizers import load_tokenizer
-from pretrain.corpus.writing.files import HashedFile
+from pretrain.corpus.writing.files import write_tokenizer
 from pretrain.corpus.writing.shards import ShardWriter
 
 
@@ -59,11 +64,6 @@ def write_corpus() -> Callable[..., Path]:
             for name, step in (("train", 1), ("validation", -1))
         }
         loaded = load_tokenizer(tokenizer)
-        files = {}
-        for name, content in loaded.files.items():
-            file = HashedFile(folder / name)
-            file.write(content)
-            files[name] = file.close()
         manifest = Manifest(
             format=FORMAT,
             version=VERSION,
@@ -78,7 +78,7 @@ def write_corpus() -> Callable[..., Path]:
             licence="none",
             sources=[],
             splits=splits,
-            tokenizer_files=files,
+            tokenizer_files=write_tokenizer(loaded, folder),
             config={},
         )
         write_manifest(manifest, folder)
@@ -152,3 +152,38 @@ def serve() -> Iterator[Callable[[Path], FileServer]]:
         server.closing.set()
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`datasets` in this process leaves what it leaves in a temporary folder."""
+    import datasets
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets-cache"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def write_files() -> Callable[..., list[Path]]:
+    """write_files(folder, files, format) writes the texts of each file; returns the paths, in order of name."""
+
+    def write(folder: Path, files: Sequence[Sequence[str]], format: str, row_group: int = 7) -> list[Path]:
+        folder.mkdir(parents=True)
+        paths = []
+        for number, texts in enumerate(files):
+            path = folder / f"part-{number:03d}.{format}"
+            lines = "".join(json.dumps({"id": i, "text": text}) + "\n" for i, text in enumerate(texts))
+            table = pa.table({"id": list(range(len(texts))), "text": pa.array(texts, pa.string())})
+            if format == "parquet":
+                pq.write_table(table, path, row_group_size=row_group)
+            elif format == "arrow":
+                with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                    writer.write_table(table, max_chunksize=row_group)
+            else:
+                compress = {"jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress}.get(format, bytes)
+                path.write_bytes(compress(lines.encode()))
+            paths.append(path)
+        return paths
+
+    return write

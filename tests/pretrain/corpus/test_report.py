@@ -3,10 +3,12 @@ import re
 from collections import Counter
 
 import numpy as np
+import pytest
 from rich.console import Console
 
 from pretrain.corpus import open_corpus
-from pretrain.corpus.report import BAR_CHARACTERS, print_lengths
+from pretrain.corpus.manifest import SourceEntry
+from pretrain.corpus.report import BAR_CHARACTERS, print_inspection, print_lengths, print_summary
 
 
 def test_the_histogram_counts_every_document_and_token(tmp_path, write_corpus):
@@ -27,3 +29,27 @@ def test_the_histogram_counts_every_document_and_token(tmp_path, write_corpus):
     assert found[32][1] == "█" * BAR_CHARACTERS
     shares = [share for _, _, share in found.values()]
     assert abs(found[512][2] - 100 * 1000 / sum(lengths)) <= 0.05 and abs(sum(shares) - 100) <= 0.5
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3, 40, 100])
+def test_samples_are_shown_with_their_own_ids(tmp_path, write_corpus, samples):
+    """Shards of 20 tokens end any number of documents, some of them none."""
+    lengths = [1, 2, 3, 4, 50, *[7] * 35]
+    documents = [np.full(length, 6 + ord("A") + number) for number, length in enumerate(lengths)]
+    folder = write_corpus(tmp_path / "corpus", documents, shard_tokens=20)
+    corpus = open_corpus(folder)
+    console = Console(file=io.StringIO(), width=100)
+    print_inspection(corpus, samples, console)
+    found = re.findall(r"^document (\d+) ─+\n(.*)$", console.file.getvalue(), flags=re.MULTILINE)
+    numbers = np.linspace(0, 40, min(samples, 40), endpoint=False, dtype=int)
+    assert found == [(str(number), chr(ord("A") + number) * lengths[number]) for number in numbers]
+
+
+def test_names_are_shown_as_they_are(tmp_path, write_corpus):
+    folder = write_corpus(tmp_path / "corpus", [np.full(3, 100)], shard_tokens=300)
+    manifest = open_corpus(folder).manifest
+    name = "[red]data[/]/[link]"
+    source = SourceEntry(kind="text", revision=name, licence=name, files=1, documents=1, duplicates=0, bytes=1)
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(manifest.model_copy(update={"tokenizer": name, "sources": [source]}), console)
+    assert console.file.getvalue().count(name) == 3

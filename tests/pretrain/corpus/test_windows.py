@@ -1,4 +1,6 @@
 import tempfile
+import time
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -155,6 +157,31 @@ def test_crops_end_uniformly_and_anew_in_every_epoch(tmp_path, write_stream):
     assert abs(np.corrcoef(ends[:, 0], ends[:, 1])[0, 1]) < 0.03, "documents are drawn for apart"
     other = CropWindows(stream, context=20, latents=latents, key=8)
     assert any(other.window(0, epoch).targets[-1] != ends[epoch, 0] + FIRST for epoch in range(10))
+
+
+@pytest.mark.parametrize("lengths", [[4], [4, 4, 1, 4, 4]])
+def test_crops_hold_8_bytes_per_document(tmp_path, write_stream, lengths):
+    count = 100_000
+    ends = np.cumsum(np.resize(lengths, count))
+    stream = write_stream(tmp_path / "s", np.zeros(ends[-1], dtype=np.int64), 1 << 20, ends.tolist())
+    tracemalloc.start()
+    windows = CropWindows(stream, context=4, latents=2, key=0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    short = lengths.count(1) * count // len(lengths)
+    assert len(windows) == count - short
+    assert held < 8 * (count + short) + 50_000, "8 more for each that is too short"
+
+
+def test_announcing_crops_of_a_local_stream_costs_nothing(tmp_path, write_stream):
+    windows = CropWindows(write_stream(tmp_path / "s", tokens_of(8), 8), context=4, latents=2, key=0)
+    zeros = np.zeros(100_000, dtype=np.int64)
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        windows.will_read(zeros, zeros)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.001
 
 
 def test_a_strided_window_by_hand(tmp_path, write_stream):

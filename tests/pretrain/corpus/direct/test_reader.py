@@ -1,19 +1,24 @@
 import functools
 import json
 import random
+import subprocess
+import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
 import xxhash
+from pydantic import ValidationError
 
 from pretrain.corpus.direct import DirectReader, StreamConfig
-from pretrain.corpus.direct.text import StreamedText
 from pretrain.corpus.direct.virtual_stream import Documents, VirtualStream, deal
 from pretrain.corpus.reader import global_hash
+from pretrain.corpus.sources.streamed_text import StreamedText
 from pretrain.corpus.tokenizers import load_tokenizer
 from pretrain.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 CONTEXT, LATENTS, GLOBAL_BATCH, STREAMS, STEPS = 24, 10, 16, 8, 40
 
@@ -189,3 +194,43 @@ def test_how_often_each_file_is_read(config):
         assert reader.reads_per_file == 3  # 8 streams share 3 files
     with open_reader(config.model_copy(update={"streams": 2}), stop_step=1) as reader:
         assert reader.reads_per_file == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "where"),
+    [
+        ({"streams": 0}, "streams"),
+        ({"validation_fraction": 0}, "validation_fraction"),
+        ({"validation_fraction": 1}, "validation_fraction"),
+        ({"validation_bytes": 0}, "validation_bytes"),
+        ({"shuffle": True}, "shuffle"),
+    ],
+)
+def test_impossible_settings_are_refused(fields, where):
+    with pytest.raises(ValidationError) as refused:
+        StreamConfig(**{"dataset": "a/b", **fields})
+    assert [error["loc"] for error in refused.value.errors()] == [(where,)]
+
+
+def test_reading_prints_nothing(tmp_path, write_files):
+    write_files(tmp_path / "data", [["abc"] * 600] * 2, "parquet")
+    (tmp_path / "data" / "part-001.parquet").write_bytes(b"no parquet")
+    program = f"""
+from pretrain.corpus.direct import DirectReader, StreamConfig
+from pretrain.corpus.sources.streamed_text import StreamedText
+from pretrain.corpus.tokenizers import load_tokenizer
+from pretrain.errors import InputError
+config = StreamConfig(dataset={str(tmp_path / "data")!r}, streams=1)
+with DirectReader(config, load_tokenizer("bytes"), context=8, latents=4, segments=False, global_batch=1, micro_batch=1,
+                  rank=0, world_size=1, start_step=0, stop_step=100, read_ahead=1, states=None) as reader:
+    next(reader)
+text = StreamedText(config)
+for rows in text.rows(0): pass
+try:
+    for rows in text.rows(1): pass
+except InputError as error:
+    raise SystemExit(0)
+raise SystemExit(1)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

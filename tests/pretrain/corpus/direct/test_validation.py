@@ -12,6 +12,8 @@ from pretrain.corpus.tokenizers import load_tokenizer
 from pretrain.corpus.writing.baselines import measure_baselines
 from pretrain.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 FRACTION = 0.2
 
 

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from pretrain.corpus import StridedWindows
 from pretrain.corpus.direct.config import StreamConfig
-from pretrain.corpus.direct.text import StreamedText
 from pretrain.corpus.direct.virtual_stream import ENCODED_BYTES, Documents, VirtualStream, deal
+from pretrain.corpus.sources.streamed_text import StreamedText
 from pretrain.corpus.tokenizers import load_tokenizer
 from pretrain.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 FRACTION = 0.1
 

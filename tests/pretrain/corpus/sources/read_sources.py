@@ -19,7 +19,7 @@ def contents(source: SourceReader) -> dict[str, Any]:
     documents = [[(document.id, document.text.decode()) for document in source.documents(unit)] for unit in units]
     files = [[file.id for file in unit.files] for unit in units]
     return {
-        "revision": source.revision,
+        "state": source.state,
         "files": files,
         "bytes": [unit.bytes for unit in units],
         "documents": documents,

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -61,7 +62,7 @@ def results(hub, repository, read_with_hub, tmp_path_factory):
         {
             "articles": wiki | {"document_start": TITLES},
             "test": wiki | {"split": "test"},
-            "pinned": wiki | {"split": "test", "version": repository},
+            "pinned": wiki | {"split": "test", "revision": repository},
             "small": {"kind": "hub", "dataset": "owner/small", "field": "body"},
             "data_files": {"kind": "hub", "dataset": "owner/small", "data_files": "rows.*", "field": "body"},
             "mixed": {"kind": "hub", "dataset": "owner/wiki", "data_files": "README.md"},
@@ -73,7 +74,7 @@ def results(hub, repository, read_with_hub, tmp_path_factory):
             "no config": wiki | {"config": "rare"},
             "no column": wiki | {"field": "body"},
             "no text": wiki | {"field": "n"},
-            "no version": wiki | {"version": "v9"},
+            "no revision": wiki | {"revision": "v9"},
             "no set": wiki | {"dataset": "owner/nothing"},
             "hf no set": hf | {"root": "hf://datasets/owner/nothing", "pattern": "*.gz"},
             "hf no file": hf | {"pattern": "en/part.99.json.gz"},
@@ -86,7 +87,7 @@ def test_shards_are_units_and_articles_documents(hub, results, repository):
     joined = ["".join(article) for article in ARTICLES]
     files = sorted((hub[0] / "datasets" / "owner" / "wiki" / "raw").glob("train-*"))
     assert results["articles"] == {
-        "revision": repository,
+        "state": repository,
         "files": [["train/00000-of-00002"], ["train/00001-of-00002"]],
         "bytes": [path.stat().st_size for path in files],
         "documents": [
@@ -96,9 +97,9 @@ def test_shards_are_units_and_articles_documents(hub, results, repository):
     }
 
 
-def test_splits_versions_configurations_and_files(results, repository):
+def test_splits_revisions_configurations_and_files(results, repository):
     assert results["test"]["documents"] == [[["test/00000-of-00001:1", "a test"]]]
-    assert results["pinned"] == results["test"] and results["pinned"]["revision"] == repository
+    assert results["pinned"] == results["test"] and results["pinned"]["state"] == repository
     for name in ("small", "data_files"):
         assert [text for _, text in results[name]["documents"][0]] == ["one", "two"]
 
@@ -106,7 +107,7 @@ def test_splits_versions_configurations_and_files(results, repository):
 def test_local_data_has_no_commit(results):
     assert [text for _, text in results["csv"]["documents"][0]] == ["first", "second"]
     assert [text for _, text in results["folder"]["documents"][0]] == ["x", "y"]
-    assert results["csv"]["revision"] == results["folder"]["revision"] == ""
+    assert results["csv"]["state"] == results["folder"]["state"] == ""
 
 
 def test_files_of_a_repository_by_url(results):
@@ -119,13 +120,16 @@ def test_files_of_a_repository_by_url(results):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("no split", ["data set owner/wiki", "Bad split: dev. Available splits: ['train', 'test']"]),
-        ("mixed", ["data set owner/wiki: DataFilesNotFoundError"]),
-        ("no config", ["data set owner/wiki", "'rare' not found", "raw"]),
-        ("no column", ["owner/wiki@", "train/00000-of-00002: has no column 'body'; there are n, text"]),
-        ("no text", ["owner/wiki@", "train/00000-of-00002: column 'n' is int64, not text"]),
-        ("no version", ["data set owner/wiki has no branch, tag or commit 'v9'"]),
-        ("no set", ["data set owner/nothing is not a folder here, and on the Hub it does not exist"]),
+        (
+            "no split",
+            ["sources: dataset: cannot open owner/wiki", "Bad split: dev. Available splits: ['train', 'test']"],
+        ),
+        ("mixed", ["sources: dataset: cannot open owner/wiki: DataFilesNotFoundError"]),
+        ("no config", ["sources: dataset: cannot open owner/wiki", "'rare' not found", "raw"]),
+        ("no column", ["sources: field: owner/wiki: has no column 'body'; there are n, text"]),
+        ("no text", ["sources: field: owner/wiki: column 'n' is int64, not text"]),
+        ("no revision", ["sources: dataset: cannot open owner/wiki", "Revision 'v9' doesn't exist"]),
+        ("no set", ["sources: dataset: cannot open owner/nothing", "doesn't exist on the Hub or cannot be accessed"]),
         ("hf no set", ["hf://datasets/owner/nothing/*.gz: there is no such file or folder"]),
         ("hf no file", ["hf://datasets/owner/files/en/part.99.json.gz: there is no such file"]),
         ("hf no match", ["sources: no file in hf://datasets/owner/files matches 'de/*.gz'"]),
@@ -137,17 +141,74 @@ def test_what_is_not_there_is_one_line(results, name, parts):
     assert all(part in error for part in parts), error
 
 
-def test_a_hub_that_cannot_be_reached(hub, tmp_path):
-    environment = hub[1] | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    sources = {
-        "set": {"kind": "hub", "dataset": "owner/wiki", "config": "raw"},
-        "file": {"kind": "jsonl", "root": "hf://datasets/owner/files", "pattern": "en/part.00.json.gz"},
-    }
-    command = [sys.executable, str(Path(__file__).with_name("read_sources.py"))]
-    process = subprocess.run(
-        command, env=environment, input=json.dumps(sources), capture_output=True, text=True, timeout=120
-    )
+def run(program, environment, *arguments, **options):
+    command = [sys.executable, *program, *arguments]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, **options)
     assert (process.returncode, process.stderr) == (0, "")
-    results = json.loads(process.stdout)
-    assert "data set owner/wiki: the Hub has no answer (" in results["set"]["error"]
+    return process.stdout
+
+
+READ_SOURCES = [str(Path(__file__).with_name("read_sources.py"))]
+
+
+@pytest.fixture
+def unreachable(hub, repository, tmp_path):
+    return hub[1] | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+
+
+def test_files_of_a_hub_that_cannot_be_reached(unreachable):
+    sources = {"file": {"kind": "jsonl", "root": "hf://datasets/owner/files", "pattern": "en/part.00.json.gz"}}
+    results = json.loads(run(READ_SOURCES, unreachable, input=json.dumps(sources)))
     assert "hf://datasets/owner/files/en/part.00.json.gz: cannot be read (" in results["file"]["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_data_set_of_a_hub_that_cannot_be_reached(hub, unreachable, cached):
+    # huggingface_hub tries for half a minute; then `datasets` would take what its cache holds, of whatever commit.
+    if cached:
+        program = ["-c", "import datasets; datasets.disable_progress_bars(); datasets.load_dataset('owner/small')"]
+        run(program, unreachable | {"HF_ENDPOINT": hub[1]["HF_ENDPOINT"]})
+    sources = {"set": {"kind": "hub", "dataset": "owner/small", "field": "body"}}
+    results = json.loads(run(READ_SOURCES, unreachable, input=json.dumps(sources)))
+    reason = "only the cache of `datasets` holds it" if cached else "Couldn't reach 'owner/small' on the Hub"
+    assert f"sources: dataset: cannot open owner/small: ConnectionError: {reason}" in results["set"]["error"]
+
+
+PINNED = """
+import pickle, sys
+from pathlib import Path
+from pretrain.corpus.sources.hub import HubDataset
+from pretrain.errors import InputError
+units, source = Path(sys.argv[2]), HubDataset(kind="hub", dataset="owner/moving")
+if sys.argv[1] == "list":
+    units.write_bytes(pickle.dumps((source.units(), source.state)))
+else:
+    [unit], state = pickle.loads(units.read_bytes())
+    try:
+        print([document.text for document in source.documents(unit)])
+    except InputError as error:
+        print(error, state)
+"""
+
+
+def test_another_process_reads_the_commit_that_was_listed(hub, tmp_path):
+    path = hub[0] / "datasets" / "owner" / "moving" / "rows.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"text": "listed"}\n')
+    run(["-c", PINNED], hub[1], "list", str(tmp_path / "units"))
+    path.write_text('{"text": "pushed later"}\n')  # this Hub forgets its earlier commits
+    printed = run(["-c", PINNED], hub[1], "read", str(tmp_path / "units"))
+    commit = printed.split()[-1]
+    assert f"Revision '{commit}' doesn't exist for dataset 'owner/moving'" in printed
+
+
+def test_a_process_lists_a_data_set_once(own_cache, write_files, make_source, tmp_path, monkeypatch):
+    opened = []
+    load = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *a, **k: opened.append(a) or load(*a, **k))
+    write_files(tmp_path / "data", [["a", ""], ["", "b"]], "jsonl")
+    source = make_source("hub", dataset=tmp_path / "data")
+    units = source.units()
+    assert [d.text for unit in units for d in pickle.loads(pickle.dumps(source)).documents(unit)] == [b"a", b"b"]
+    assert source.state == "" and len(opened) == 1

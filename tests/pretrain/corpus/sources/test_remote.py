@@ -1,9 +1,11 @@
 """Files behind URLs, read from a real web server on this machine that does what networks do."""
 
 import gzip
+import json
 import os
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -18,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pretrain.corpus.download import Patience
 from pretrain.corpus.sources import remote
-from pretrain.corpus.sources.unit import Document
+from pretrain.corpus.sources.unit import UNIT_BYTES, Document
 from pretrain.errors import InputError
 
 TEXT = b"".join(b"line %d of a page\n" % number for number in range(20_000))
@@ -36,6 +39,7 @@ class Web(ThreadingHTTPServer):
         self.faults: dict[str, list[str]] = {}
         self.gets: Counter[str] = Counter()
         self.encodings: dict[str, str] = {}
+        self.unsized: set[str] = set()
         self.stalled = threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
@@ -57,7 +61,8 @@ class Page(BaseHTTPRequestHandler):
             return
         content = web.pages[path]
         self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
+        if path not in web.unsized:
+            self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{hash(content)}"')
         if path in web.encodings:
             self.send_header("Content-Encoding", web.encodings[path])
@@ -86,8 +91,7 @@ def web() -> Iterator[Web]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(remote, "PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(remote, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(remote, "PATIENCE", Patience(tries=4, first_delay=0.01, stall_seconds=0.5))
     (tmp_path / "copies").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
 
@@ -110,7 +114,12 @@ def test_a_file_comes_whole_through_faults(web, make_source, read_all, tmp_path,
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [("cut", "cannot be read"), ("stall", "cannot be read"), ("503", "cannot be read"), ("403", "access is denied")],
+    [
+        ("cut", "cannot be read"),
+        ("stall", "stalled, no byte for 0.5 s (tried 4 times)"),
+        ("503", "cannot be read"),
+        ("403", "access is denied"),
+    ],
 )
 def test_what_never_comes_is_one_line_with_its_url(web, make_source, tmp_path, fault, message):
     web.pages["/a.txt"] = TEXT
@@ -120,8 +129,22 @@ def test_what_never_comes_is_one_line_with_its_url(web, make_source, tmp_path, f
     with pytest.raises(InputError, match=re.escape(f"{web.url}/a.txt: {message}")) as caught:
         list(source.documents(units[0]))
     assert "\n" not in str(caught.value)
-    assert web.gets["/a.txt"] == (1 if fault == "403" else remote.ATTEMPTS)
+    assert web.gets["/a.txt"] == (1 if fault == "403" else remote.PATIENCE.tries)
     assert os.listdir(tmp_path / "copies") == []
+
+
+def test_a_disk_without_room_for_the_copy(web):
+    web.pages["/a.txt"] = TEXT
+    reader = [sys.executable, "-B", str(Path(__file__).with_name("read_sources.py"))]
+    limited = ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", *reader]
+    source = {"kind": "text", "root": web.url, "pattern": "a.txt"}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])}
+    done = subprocess.run(
+        limited, env=environment, input=json.dumps({"a": source}), capture_output=True, text=True, timeout=60
+    )
+    message = rf".*: File too large, for a copy of {web.url}/a\.txt"
+    assert re.fullmatch(message, json.loads(done.stdout)["a"]["error"])
+    assert web.gets["/a.txt"] == 1
 
 
 def test_a_file_that_changed_after_it_was_listed_is_not_read(web, make_source):
@@ -131,6 +154,17 @@ def test_a_file_that_changed_after_it_was_listed_is_not_read(web, make_source):
     web.pages["/a.txt"] = b"another"
     with pytest.raises(InputError, match="7 of 9 bytes"):
         list(source.documents(units[0]))
+
+
+def test_files_of_unknown_size_are_taken_for_large_ones(web, make_source, read_all):
+    """Not read one after the other by one process, nor counted as no work."""
+    names = ["a.txt", "b.txt", "c.txt"]
+    web.pages |= {f"/{name}": name.encode() for name in names}
+    web.unsized |= web.pages.keys() - {"/c.txt"}
+    source = make_source("text", root=web.url, pattern=names)
+    assert [[file.bytes for file in unit.files] for unit in source.units()] == [[None], [None], [5]]
+    assert [unit.expected_bytes for unit in source.units()] == [UNIT_BYTES, UNIT_BYTES, 5]
+    assert [document.text for document in read_all(source)] == [name.encode() for name in names]
 
 
 def test_a_gz_file_that_the_server_declares_encoded_is_still_a_gz_file(web, make_source, read_all):

@@ -1,4 +1,4 @@
-"""Rows of text out of `datasets`, from any place on."""
+"""The text of a data set out of `datasets`, from any place on, over connections that break."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ import aiohttp
 import datasets
 import httpx
 import pyarrow as pa
+import xxhash
 
-from pretrain.corpus.direct.config import StreamConfig
-from pretrain.corpus.sources.formats import check_column
-from pretrain.corpus.sources.remote import silence_hub
+from pretrain.corpus.download import http_options, open_file_system, silence_hub
+from pretrain.corpus.sources.columns import BATCH_ROWS, check_column
+from pretrain.corpus.sources.dataset import TextDataset
 from pretrain.errors import InputError
 
-BATCH_ROWS = 256
-"""Rows taken from `datasets` at once: few, for rows can be whole books."""
 STALL_SECONDS = 60.0
 """Without a byte from a web server, after which a connection is lost. The Hub's own client has limits of its own."""
 RETRY_WAITS = (1, 2, 5, 10, 20, 40, 60, 60, 60)
@@ -51,30 +49,46 @@ class StreamedText:
         InputError: there is no such data set, configuration, split or file, or none can be reached.
     """
 
-    def __init__(self, config: StreamConfig, stop: threading.Event | None = None):
+    def __init__(self, dataset: TextDataset, stop: threading.Event | None = None):
         """`stop`, once set, ends waiting for a lost connection."""
-        self._config = config
+        self._field = dataset.field
+        self._field_error = f"{dataset.where}field: {dataset.dataset}"
+        self._cannot_open = f"{dataset.where}dataset: cannot open {dataset.dataset}"
         self._stop = threading.Event() if stop is None else stop
         try:
-            builder = _find(config)
-            dataset = builder.as_streaming_dataset(split=config.split)
+            builder = _find(dataset)
+            rows = builder.as_streaming_dataset(split=dataset.split)
         except InputError:
             raise
         except Exception as error:  # `datasets` has no common base of what it raises
-            raise InputError(f"data.stream: cannot open {config.dataset}: {_reason(error)}") from error
-        columns = dataset.column_names
-        if columns is not None and config.field not in columns:
-            raise InputError(
-                f"data.stream.field: {config.dataset} has no column {config.field!r}; there are {', '.join(columns)}"
-            )
-        self._dataset = dataset.select_columns(config.field)
-        self.files: int = dataset.num_shards
+            raise InputError(f"{self._cannot_open}: {_reason(error)}") from error
+        columns = rows.column_names
+        if columns is not None and self._field not in columns:
+            raise InputError(f"{self._field_error}: has no column {self._field!r}; there are {', '.join(columns)}")
+        self._rows = rows.select_columns(self._field)
+        self.files: int = rows.num_shards
+        of_splits = builder.config.data_files
+        listed = [of_splits[dataset.split]] if dataset.split in of_splits else list(of_splits.values())
+        self._paths = [str(path) for paths in listed for path in paths]
+        self.names = [path if "://" in path else Path(path).name for path in self._paths]
+        """Of the files: on the Hub with the commit, local ones without folder, so that they may move together."""
         self.revision: str = builder.hash if builder.repo_id else ""
         """The commit on the Hub; empty for other data."""
-        of_splits = builder.config.data_files
-        names = of_splits[config.split] if config.split in of_splits else chain.from_iterable(of_splits.values())
-        self.names = [name if "://" in name else Path(name).name for name in map(str, names)]
-        """Of the files: on the Hub with the commit, local ones without folder, so that they may move together."""
+        metadata = [paths.origin_metadata for paths in listed]
+        self.version = self.revision or xxhash.xxh64_hexdigest(repr((self.names, metadata)).encode())
+        """The commit or, for other data, what differs whenever its files' names, times of change or ETags do."""
+
+    def sizes(self) -> list[int]:
+        """Bytes of each file as stored, 0 where a server does not say; where shards are not files, shares of them all.
+
+        Raises:
+            InputError: a file cannot be reached.
+        """
+        try:
+            sizes = [system.size(path) or 0 for system, path in map(open_file_system, self._paths)]
+        except Exception as error:  # see above
+            raise InputError(f"{self._cannot_open}: {_reason(error)}") from error
+        return sizes if len(sizes) == self.files else [sum(sizes) // self.files] * self.files
 
     def rows(self, file: int, group: int = 0, row: int = 0) -> Iterator[TextRows]:
         """All rows of file number `file` from a place on.
@@ -107,7 +121,7 @@ class StreamedText:
         return f"{name}, {f'row group {group}, ' if group else ''}row {row}"
 
     def _read(self, file: int, group: int, row: int) -> Iterator[TextRows]:
-        groups = self._dataset.shard(num_shards=self.files, index=file).reshard()
+        groups = self._rows.shard(num_shards=self.files, index=file).reshard()
         for number in range(group, groups.num_shards):
             at = 0
             tables = groups.shard(num_shards=groups.num_shards, index=number).with_format("arrow")
@@ -120,14 +134,13 @@ class StreamedText:
             row = 0
 
     def _texts(self, table: pa.Table) -> list[bytes]:
-        field = self._config.field
-        check_column(table.schema, field, f"data.stream.field: {self._config.dataset}")
-        column = table.column(field).cast(pa.large_string())
+        check_column(table.schema, self._field, self._field_error)
+        column = table.column(self._field).cast(pa.large_string())
         column.validate(full=True)  # of UTF-8
         return [text or b"" for text in column.cast(pa.large_binary()).to_pylist()]
 
 
-def _find(config: StreamConfig) -> Any:
+def _find(dataset: TextDataset) -> Any:
     """The data set's builder."""
     silence_hub()
     datasets.disable_progress_bars()
@@ -135,24 +148,23 @@ def _find(config: StreamConfig) -> Any:
     # Its own retries go on behind what a broken read had consumed already: in compressed files, text would be lost.
     datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
     datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
-    name, data_files = config.dataset, config.data_files
-    path = Path(name).expanduser().absolute()
+    name, data_files = dataset.dataset, dataset.data_files
+    path = Path(name).absolute()
     if path.is_file():
-        name, data_files = str(path.parent), path.name
+        name, data_files = str(path.parent), (path.name,)
     elif path.exists() and (data_files is None or "/" in name):
         name = str(path)  # without files to read, not even `json` is the name of a format
-    # By default aiohttp gives an answer five minutes in all, however well or badly it comes.
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_SECONDS, sock_read=STALL_SECONDS)
-    web = {"client_kwargs": {"timeout": timeout}}
     builder = datasets.load_dataset_builder(
         name,
-        config.config,
-        data_files=data_files,
-        revision=config.revision,
-        storage_options={"http": web, "https": web},
+        dataset.config,
+        data_files=None if data_files is None else list(data_files),
+        revision=dataset.revision,
+        storage_options=dict.fromkeys(("http", "https"), http_options(STALL_SECONDS)),
     )
+    if builder.config.data_files is None:
+        raise ConnectionError("only the cache of `datasets` holds it, which may be another version than was asked for")
     if data_files is None and not path.exists() and builder.repo_id is None:
-        raise InputError(f"data.stream.data_files: must name the {name} files to read")
+        raise InputError(f"{dataset.where}data_files: must name the {name} files to read")
     if builder.name == "parquet":
         builder.config.batch_size = BATCH_ROWS  # by default the rows of the first row group, which fails where it is 0
     return builder
