@@ -1,4 +1,4 @@
-"""How far long work has got, for people: a bar on a terminal, else a line now and then."""
+"""What long work tells people: how far it has got, as a bar on a terminal, else as a line now and then."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typing import NamedTuple, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-SECONDS_BETWEEN_LINES = 5
+SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_BARS = 0.1
 
 
-class Unit(NamedTuple):
+class Measure(NamedTuple):
     name: str
     size: float
     """How much work one of it is."""
 
 
-MEGABYTES = Unit("MB", 1e6)
-KILOTOKENS = Unit("k tokens", 1e3)
+MEGABYTES = Measure("MB", 1e6)
+KILOTOKENS = Measure("k tokens", 1e3)
 
 
 class Advance(Protocol):
@@ -29,40 +30,45 @@ class Advance(Protocol):
         """Add to the work done; `total` replaces what is known of all of it."""
 
 
+def print_line(console: Console, text: str) -> None:
+    """Print text as it is: names of files and licences may look like markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
-def show_progress(console: Console, label: str, total: int, unit: Unit, done: int = 0) -> Iterator[Advance]:
+def show_progress(console: Console, label: str, total: int, measure: Measure, done: int = 0) -> Iterator[Advance]:
     """Show rate and time left of about `total` bytes or tokens of work; call what it yields with each part done.
 
     `done` was done before: it counts, but not towards the rate.
     """
-    work = _Work(label, total, unit, done)
-    if console.is_terminal:
-        with Progress(BarColumn(), TextColumn("{task.description}"), console=console, transient=True) as bars:
-            task = bars.add_task(work.line(), total=total, completed=done)
-
-            def advance(amount: int, *, total: int | None = None) -> None:
-                work.advance(amount, total)
-                bars.update(task, completed=work.done, total=work.total, description=work.line())
-
-            yield advance
-    else:
+    work = _Work(label, total, measure, done)
+    is_terminal = console.is_terminal
+    seconds = SECONDS_BETWEEN_BARS if is_terminal else SECONDS_BETWEEN_LINES
+    columns = BarColumn(), TextColumn("{task.description}", markup=False)
+    with Progress(*columns, console=console, transient=True, disable=not is_terminal) as bars:
+        task = bars.add_task(work.line(), total=total, completed=done)
         shown = time.monotonic()
 
         def advance(amount: int, *, total: int | None = None) -> None:
             nonlocal shown
             work.advance(amount, total)
-            if time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
-                shown = time.monotonic()
-                console.print(work.line(), highlight=False, soft_wrap=True)
+            now = time.monotonic()
+            if now - shown < seconds:
+                return
+            shown = now
+            if is_terminal:
+                bars.update(task, completed=work.done, total=work.total, description=work.line())
+            else:
+                print_line(console, work.line())
 
         yield advance
-    console.print(work.line(), highlight=False, soft_wrap=True)
+    print_line(console, work.line())
 
 
 class _Work:
-    def __init__(self, label: str, total: int, unit: Unit, done: int) -> None:
+    def __init__(self, label: str, total: int, measure: Measure, done: int) -> None:
         self.total, self.done = total, done
-        self._label, self._unit = label, unit
+        self._label, self._measure = label, measure
         self._done_before = done
         self._began = time.monotonic()
 
@@ -73,7 +79,7 @@ class _Work:
 
     def line(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-3)
-        name, size = self._unit
+        name, size = self._measure
         left = self.total - self.done
         # More than all there should be: compressed files hold more than their size, how much more shows at their end.
         of_all = f" of {self.total / size:,.1f}" if left >= 0 else ""

@@ -38,8 +38,12 @@ examples:
   python pretrain/prepare.py verify data/stdlib           check every file against its hash
 
 The corpus folder appears whole or not at all. What is finished when the command is stopped or killed stays in a hidden
-folder beside it: run again, the command goes on from there. Run again when all is done, it says so. The corpus is the
-same, byte for byte, for any number of processes and interruptions.
+folder beside it: run again, the command goes on from there. The corpus is the same, byte for byte, for any number of
+processes and interruptions.
+
+Run again when all is done, it says so. If files of its sources have other times or sizes than when it was prepared, all
+of them are read to see whether their text has changed, every time. A corpus that is damaged, or is to have other text,
+is prepared again once its folder is removed.
 
 exit codes: 0 done, 2 bad input, 75 stopped by Ctrl-C: run again to go on
 """
@@ -112,7 +116,7 @@ def inspect(argv: Sequence[str]) -> int:
     parser = _Parser(prog="prepare.py inspect", description="Print statistics of a corpus and decoded samples.")
     parser.add_argument("inspect", help=argparse.SUPPRESS)
     parser.add_argument("dir", type=Path, metavar="DIR", help="the corpus folder")
-    parser.add_argument("--samples", type=int, default=3, metavar="N", help="documents to decode (default 3)")
+    parser.add_argument("--samples", type=_count, default=3, metavar="N", help="documents to decode (default 3)")
     arguments = parser.parse_args(argv)
     print_inspection(open_corpus(arguments.dir), arguments.samples, Console())
     return DONE
@@ -131,6 +135,12 @@ def verify(argv: Sequence[str]) -> int:
             advance(entry.bytes)
     print(f"{arguments.dir}: {len(files)} files, all hashes hold")
     return DONE
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return int(text)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""SentencePiece models as tokenizers of the `tokenizers` library, with the same ids."""
+"""SentencePiece models as tokenizers of the `tokenizers` library, with the same ids but for rare texts."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ FRAGMENTS = (
 def convert_sentencepiece(model: bytes) -> Tokenizer:
     """The tokenizer that gives the ids of a serialised `ModelProto`.
 
-    A BPE model is converted exactly. With a unigram model, two ways of cutting a text may be equally likely up to
-    rounding, as are runs of spaces cut in two orders; SentencePiece adds up in single precision, `tokenizers` in
-    double, so that such ties may fall the other way.
+    A BPE model that folds no characters (normalization rule `identity`) is converted exactly. Others give other ids for
+
+    - combining marks behind a character that is folded or composed, if the model folds any (`nfkc`, `nmt_nfkc`, ...):
+      `tokenizers` drops those of "①" + U+0301;
+    - ways of cutting a text that are equally likely up to rounding, as are runs of spaces cut in two orders, if the
+      model is a unigram model: SentencePiece adds up in single precision, `tokenizers` in double.
 
     Raises:
-        ValueError: the model cannot be converted, or texts show a difference; the message says why.
+        ValueError: the model cannot be converted, or probing shows another difference; the message says why.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     if proto.trainer_spec.treat_whitespace_as_suffix or not proto.normalizer_spec.escape_whitespaces:
@@ -98,6 +101,7 @@ def _decoder(spec: Any) -> decoders.Decoder:
 
 
 def _check_same_ids(tokenizer: Tokenizer, model: bytes, pieces: list[str]) -> None:
+    """Compares ids of some hundred texts, without what is known to differ: evidence, no proof."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     for text in _probe_texts(pieces):
         if tokenizer.encode(text, add_special_tokens=False).ids != processor.encode(text):

@@ -229,7 +229,7 @@ class Corpus:
         if tokenizer.hash != manifest.tokenizer_hash:
             raise InputError(
                 f"corpus {self.location}: was prepared with a tokenizer of hash {manifest.tokenizer_hash}, its "
-                f"tokenizer files make one of {tokenizer.hash}; prepare it again"
+                f"tokenizer files make one of {tokenizer.hash}; remove the folder and prepare it again"
             )
         return tokenizer
 
@@ -260,7 +260,7 @@ def check_file(path: Path, entry: FileEntry) -> None:
     """
     _check_size(path, entry)
     if hash_file(path) != entry.xxh64:
-        raise InputError(f"{path}: damaged, its hash is not the manifest's; prepare the corpus again")
+        raise InputError(f"{path}: damaged, its hash is not the manifest's; remove the folder and prepare it again")
 
 
 def _open_remote(url: str, cache: ShardCache | None) -> Corpus:
@@ -311,7 +311,7 @@ def _check_layout(location: str, manifest: Manifest) -> None:
                 raise InputError(
                     f"{location}/{name}: the manifest gives it {entry.bytes} bytes and {shard.tokens} tokens, but as "
                     f"{manifest.dtype} the split needs {tokens} tokens in {tokens * itemsize} bytes here; "
-                    "prepare the corpus again"
+                    "remove the folder and prepare it again"
                 )
 
 
@@ -332,6 +332,8 @@ def _file_entry(shard: ShardEntry, ending: str) -> tuple[str, FileEntry]:
 
 def _check_size(path: Path, entry: FileEntry) -> None:
     if not path.is_file():
-        raise InputError(f"{path}: missing from the corpus; prepare it again")
+        raise InputError(f"{path}: missing from the corpus; remove the folder and prepare it again")
     if (size := path.stat().st_size) != entry.bytes:
-        raise InputError(f"{path}: has {size} bytes, the manifest says {entry.bytes}; prepare the corpus again")
+        raise InputError(
+            f"{path}: has {size} bytes, the manifest says {entry.bytes}; remove the folder and prepare it again"
+        )

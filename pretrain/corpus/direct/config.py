@@ -15,7 +15,7 @@ class StreamConfig(TextDataset):
     where: ClassVar[str] = "data.stream."
     tokenizer: str = "bytes"
     """`bytes`, a tokenizer's file or folder, or its name on the Hugging Face Hub."""
-    end_token: str | None = None
+    end_token: Annotated[str, Field(min_length=1)] | None = None
     """The token after every document; by default the tokenizer's usual one. Not for `bytes`."""
     streams: PositiveInt = 8
     """Virtual streams the data set is dealt to, whatever the number of ranks: the ranks must divide it, and it must

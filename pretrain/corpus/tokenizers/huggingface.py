@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -21,15 +22,16 @@ END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SE
 class HuggingFaceTokenizer:
     """A fast tokenizer; its identity is its serialisation."""
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str, end_id: int):
+    def __init__(self, tokenizer: tokenizers.Tokenizer, name: str, end_id: int, serialised: bytes | None = None):
         tokenizer.no_padding()
         tokenizer.no_truncation()
         # A document that spells out "<|endoftext|>" contains that text, not the end of a document.
         tokenizer.encode_special_tokens = True
         self.name = name
-        serialised = tokenizer.to_str().encode()
-        self.files = {TOKENIZER_FILE: serialised}
-        self.hash = xxhash.xxh64_hexdigest(serialised)
+        # Another version of the library may serialise the same tokenizer in another way.
+        content = tokenizer.to_str().encode() if serialised is None else serialised
+        self.files = {TOKENIZER_FILE: content}
+        self.hash = xxhash.xxh64_hexdigest(content)
         # Ids may have gaps, and the embedding must hold the largest one.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self.end_id = end_id
@@ -42,7 +44,9 @@ class HuggingFaceTokenizer:
         candidates = END_TOKENS if end_token is None else (end_token,)
         for candidate in candidates:
             if (end_id := tokenizer.token_to_id(candidate)) is not None:
-                return cls(tokenizer, name, end_id)
+                ours = cls(tokenizer, name, end_id)
+                ours._check_end_token(candidate)
+                return ours
         raise InputError(
             f"end_token: the vocabulary of tokenizer {name} lacks {', '.join(candidates)}; name one it has"
         )
@@ -50,7 +54,16 @@ class HuggingFaceTokenizer:
     @classmethod
     def load_saved(cls, file: Path, name: str, end_id: int) -> HuggingFaceTokenizer:
         """From the file kept in a corpus folder."""
-        return cls(_read_tokenizer(str(file)), name, end_id)
+        return cls(_read_tokenizer(str(file)), name, end_id, file.read_bytes())
+
+    def _check_end_token(self, token: str) -> None:
+        """Raises `InputError` where text can have it in it."""
+        for text in (token, self._tokenizer.decode([self.end_id], skip_special_tokens=False)):
+            if self.end_id in self._encode_by_tokenizers([text])[0]:
+                raise InputError(
+                    f"end_token: tokenizer {self.name} reads {token!r} from the text {text!r}, where no document ends; "
+                    "name a special token that is no part of any text"
+                )
 
     @property
     def engine(self) -> str:
@@ -75,9 +88,12 @@ class HuggingFaceTokenizer:
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         ids = [None if self._tiktoken is None else self._tiktoken.encode(text) for text in texts]
-        slow = [text for text, done in zip(texts, ids, strict=True) if done is None]
-        encodings = iter(self._tokenizer.encode_batch_fast(slow, add_special_tokens=False))
-        return [np.asarray(next(encodings).ids, dtype=np.int64) if done is None else done for done in ids]
+        slow = iter(self._encode_by_tokenizers([text for text, done in zip(texts, ids, strict=True) if done is None]))
+        return [np.asarray(next(slow), dtype=np.int64) if done is None else done for done in ids]
+
+    def _encode_by_tokenizers(self, texts: list[str]) -> list[list[int]]:
+        with _refusing(f"tokenizer: {self.name} cannot encode a text"):
+            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _read_tokenizer(name: str) -> tokenizers.Tokenizer:
@@ -87,9 +103,18 @@ def _read_tokenizer(name: str) -> tokenizers.Tokenizer:
     is_file = path.suffix == ".json"
     if is_file and not path.is_file():
         raise InputError(f"tokenizer: there is no file {path}")
-    try:
+    wanted = "is no fast tokenizer" if is_file else "is neither 'bytes', a tokenizer file nor found on the Hub"
+    with _refusing(f"tokenizer: {path if is_file else name} {wanted}"):
         return tokenizers.Tokenizer.from_file(str(path)) if is_file else tokenizers.Tokenizer.from_pretrained(name)
-    except Exception as error:  # the library raises bare Exceptions
-        reason = str(error).splitlines()[0]
-        wanted = "is no fast tokenizer" if is_file else "is neither 'bytes', a tokenizer file nor found on the Hub"
-        raise InputError(f"tokenizer: {path if is_file else name} {wanted} ({reason})") from error
+
+
+@contextmanager
+def _refusing(problem: str) -> Iterator[None]:
+    """Makes an `InputError` of what the library raises: bare Exceptions, and panics that are not even these."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{problem} ({reason})") from error

@@ -47,6 +47,11 @@ class SentencePieceTokenizer:
             end_id = processor.piece_to_id(end_token)
             if processor.id_to_piece(end_id) != end_token:
                 raise InputError(f"end_token: the vocabulary of tokenizer {name} lacks {end_token}; name one it has")
+        if not processor.is_control(end_id):
+            raise InputError(
+                f"end_token: {processor.id_to_piece(end_id)} is no control symbol of the model {name}, so texts can "
+                "have it in them; name one that is"
+            )
         return cls(processor, name, end_id)
 
     @classmethod

@@ -16,6 +16,7 @@ from rich.console import Console
 from pretrain.console import MEGABYTES, Advance, show_progress
 from pretrain.corpus.sources.unit import Document, SourceReader, Unit
 from pretrain.corpus.splits import content_hash, is_validation
+from pretrain.corpus.tokenizers import load_tokenizer
 from pretrain.corpus.tokenizers.cutting import PIECE_BYTES, cut_at_newlines
 from pretrain.errors import InputError
 from pretrain.files import sync
@@ -47,21 +48,33 @@ def train_tokenizer(config: PrepareConfig, console: Console) -> Path:
     The same sources give the same file, byte for byte.
 
     Raises:
-        InputError: the configuration asks for no such training, the file exists, a source is missing or bad, or there
-            is too little text for so many tokens. Nothing is left behind.
+        InputError: the configuration asks for no such training, the file exists, a source is missing or bad, there is
+            too little text for so many tokens, or texts can have the end token in them. Nothing is left behind.
     """
     training, file = _check(config)
     texts = _sample(config, int(training.sample_mb * 1e6), console)
     if not any(texts):
         raise InputError("sources: no training document has text in it; there is nothing to train a tokenizer on")
     train = {"bpe": _train_bpe, "sentencepiece": _train_sentencepiece}[training.kind]
-    content = train(texts, training.vocab_size, config.end_token or END_TOKENS[training.kind], console)
+    end_token = config.end_token or END_TOKENS[training.kind]
+    _write(file, train(texts, training.vocab_size, end_token, console), end_token)
+    return file
+
+
+def _write(file: Path, content: bytes, end_token: str) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".tmp-{file.name}")
-    temporary.write_bytes(content)
-    sync(temporary)
-    os.replace(temporary, file)
-    return file
+    try:
+        temporary.write_bytes(content)
+        load_tokenizer(str(temporary), end_token)  # not every end token can be told from text
+        sync(temporary)
+        os.replace(temporary, file)
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror}") from error
+    except InputError as error:
+        raise InputError(str(error).replace(temporary.name, file.name)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _check(config: PrepareConfig) -> tuple[TokenizerTraining, Path]:
@@ -81,21 +94,19 @@ def _check(config: PrepareConfig) -> tuple[TokenizerTraining, Path]:
 
 def _sample(config: PrepareConfig, size: int, console: Console) -> list[str]:
     """Training documents, `size` bytes of them at most: those with the smallest hashes."""
-    listings = [source.units() for source in config.sources]
+    listings = config.list_units()
     stored = [sum(unit.bytes for unit in units) for units in listings]
     # Each source counts by its size; where one does not say how large it is, all count alike.
     weights = stored if all(stored) else [1] * len(stored)
     limits = [READ_PER_SAMPLED * size * weight // sum(weights) for weight in weights]
     total = sum(min(bytes_, limit) if bytes_ else limit for bytes_, limit in zip(stored, limits, strict=True))
-    sample, seen = _SmallestHashes(size), set[bytes]()
+    sample = _SmallestHashes(size, distinct=config.deduplicate)
     with show_progress(console, "reading a sample", total, MEGABYTES) as advance:
         for source, units, limit in zip(config.sources, listings, limits, strict=True):
             for document in _some_documents(source, units, limit, advance):
                 digest = content_hash(document.text)
-                if is_validation(digest, config.validation_fraction) or (config.deduplicate and digest in seen):
-                    continue
-                seen.add(digest)
-                sample.offer(digest, document.text)
+                if not is_validation(digest, config.validation_fraction):
+                    sample.offer(digest, document.text)
     return sample.texts()
 
 
@@ -117,22 +128,30 @@ def _unit_hash(unit: Unit) -> bytes:
 
 class _SmallestHashes:
     """Keeps, of all texts offered, those with the smallest hashes, `size` bytes in all: a uniform sample in one pass,
-    whatever the order of the texts."""
+    whatever the order of the texts. Of equal texts, `distinct` keeps one."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, distinct: bool):
         self._size = size
+        self._distinct = distinct
         self._bytes = 0
-        self._largest_first: list[tuple[int, bytes]] = []
+        self._kept: set[bytes] = set()
+        self._largest_first: list[tuple[int, bytes, bytes]] = []
 
     def offer(self, digest: bytes, text: bytes) -> None:
-        heapq.heappush(self._largest_first, (-int.from_bytes(digest[8:], "big"), text))
+        if self._distinct and digest in self._kept:
+            return
+        self._kept.add(digest)
+        heapq.heappush(self._largest_first, (-int.from_bytes(digest[8:], "big"), digest, text))
         self._bytes += len(text)
-        while self._bytes - len(self._largest_first[0][1]) >= self._size:
-            self._bytes -= len(heapq.heappop(self._largest_first)[1])
+        # A text that is dropped here is dropped again whenever it comes back: what is kept only gets smaller hashes.
+        while self._bytes - len(self._largest_first[0][2]) >= self._size:
+            _, dropped, text = heapq.heappop(self._largest_first)
+            self._kept.discard(dropped)
+            self._bytes -= len(text)
 
     def texts(self) -> list[str]:
         """In the order of their hashes; the last one is cut to fit."""
-        texts = [text for _, text in sorted(self._largest_first, reverse=True)]
+        texts = [text for _, _, text in sorted(self._largest_first, reverse=True)]
         if self._bytes > self._size:
             texts[-1] = texts[-1][: self._size - self._bytes]
         return [text.decode(errors="ignore") for text in texts]
@@ -188,9 +207,10 @@ def _train_sentencepiece(texts: Sequence[str], vocab_size: int, end_token: str, 
             )
     except RuntimeError as error:
         _, _, reason = str(error).partition("] ")
+        reason = " ".join((reason or str(error)).split()).strip(" .")
         if "ocabulary size" not in reason:
-            raise
-        raise _too_little_text(f"does not suit sentencepiece: {reason.strip(' .')}") from error
+            raise InputError(f"tokenizer_training: sentencepiece cannot train this ({reason})") from error
+        raise _too_little_text(f"does not suit sentencepiece: {reason}") from error
     return model.getvalue()
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from pretrain.corpus.manifest import ShardEntry, SplitEntry
 from pretrain.corpus.writing.shards import Shard
-from pretrain.corpus.writing.tokenize import Part
-from pretrain.corpus.writing.units import DONE, UnitResult, UnitRunner, WorkUnit
+from pretrain.corpus.writing.tokenize import Part, check_part
+from pretrain.corpus.writing.units import RESULT, UnitResult, UnitRunner, WorkUnit
 from pretrain.corpus.writing.workers import Report
 
 COPIED_TOKENS = 4 << 20
@@ -44,7 +44,7 @@ class AssembledShard(UnitResult):
 
 
 def assemble(plans: Sequence[ShardPlan], text_bytes: int, runner: UnitRunner) -> dict[str, SplitEntry]:
-    """Write the shards, of about `text_bytes` of text in all, that are not written yet.
+    """Write the shards, of `text_bytes` of text in all, that are not written yet.
 
     Returns:
         The splits, in the order of the plans, without baselines.
@@ -52,14 +52,14 @@ def assemble(plans: Sequence[ShardPlan], text_bytes: int, runner: UnitRunner) ->
     tokens = sum(plan.stop - plan.start for plan in plans)
     work = [
         WorkUnit(
-            plan.folder.parent / f"{plan.split}-{plan.number:05d}{DONE}",
+            plan.folder.parent / f"{plan.split}-{plan.number:05d}{RESULT}",
             1 + text_bytes * (plan.stop - plan.start) // tokens,
             partial(assemble_shard, plan),
         )
         for plan in plans
     ]
     assembled: dict[str, list[AssembledShard]] = {}
-    for plan, shard in zip(plans, runner.finish("writing", work, AssembledShard), strict=True):
+    for plan, shard in zip(plans, runner.finish("writing", work, AssembledShard, text_bytes), strict=True):
         assembled.setdefault(plan.split, []).append(shard)
     return {split: _split_entry(shards) for split, shards in assembled.items()}
 
@@ -94,6 +94,7 @@ def plan_shards(
 def assemble_shard(plan: ShardPlan, report: Report) -> AssembledShard:
     shard = Shard(plan.folder, plan.split, plan.number)
     for part, start, stop in plan.parts:
+        check_part(part)
         low, high = max(plan.start, start) - start, min(plan.stop, stop) - start
         tokens = np.memmap(part.file(".tokens"), dtype=np.dtype(plan.dtype).newbyteorder("<"), mode="r")
         for copied in range(low, high, COPIED_TOKENS):

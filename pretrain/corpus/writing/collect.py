@@ -15,7 +15,7 @@ from pretrain.corpus.sources import Source
 from pretrain.corpus.sources.unit import Document, Unit
 from pretrain.corpus.splits import content_hash, hash_halves
 from pretrain.corpus.writing.runs import Run, write_run
-from pretrain.corpus.writing.units import DONE, UnitResult, UnitRunner, WorkUnit, file_sizes
+from pretrain.corpus.writing.units import RESULT, UnitResult, UnitRunner, WorkUnit, file_sizes
 from pretrain.corpus.writing.workers import Report
 
 OBJECT_BYTES = 256
@@ -46,7 +46,7 @@ class SourceUnit:
         self.unit = unit
         files = [(file.id, file.bytes, file.version) for file in unit.files]
         settings = source.model_dump(mode="json", exclude={"licence"})
-        described = [FORMAT, VERSION, settings, source.revision, files]
+        described = [FORMAT, VERSION, settings, source.state, files]
         self.path = folder / xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True).encode())
 
     def run(self, number: int) -> Run:
@@ -69,7 +69,9 @@ def collect(units: Sequence[SourceUnit], runner: UnitRunner, run_bytes: int) -> 
         InputError: a source is bad.
     """
     work = [
-        WorkUnit(unit.path.with_suffix(DONE), max(1, unit.unit.bytes), partial(collect_unit, unit, run_bytes))
+        WorkUnit(
+            unit.path.with_suffix(RESULT), max(1, unit.unit.expected_bytes), partial(collect_unit, unit, run_bytes)
+        )
         for unit in units
     ]
     return runner.finish("reading", work, Collected)

@@ -9,6 +9,7 @@ from typing import IO
 import xxhash
 
 from pretrain.corpus.manifest import FileEntry
+from pretrain.corpus.tokenizers import Tokenizer
 
 
 def new_file(path: Path) -> IO[bytes]:
@@ -35,3 +36,13 @@ class HashedFile:
             self._file.flush()
             os.fsync(self._file.fileno())
         return FileEntry(bytes=self._bytes, xxh64=self._hash.hexdigest())
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, FileEntry]:
+    """Write the tokenizer's files, from which `load_saved_tokenizer` has it back."""
+    entries = {}
+    for name, content in tokenizer.files.items():
+        file = HashedFile(folder / name)
+        file.write(content)
+        entries[name] = file.close()
+    return entries

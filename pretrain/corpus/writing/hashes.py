@@ -16,19 +16,21 @@ from pretrain.corpus.writing.config import PrepareConfig
 
 def hash_inputs(config: PrepareConfig, listings: Sequence[Sequence[Unit]], tokenizer: Tokenizer) -> str:
     """Changes with whatever could change the corpus, at the price of looking at names, sizes and times only."""
-    revisions = [source.revision for source in config.sources]
+    states = [source.state for source in config.sources]
     files = [[(file.id, file.bytes, file.version) for unit in units for file in unit.files] for units in listings]
-    described = [FORMAT, VERSION, config.decisive(), tokenizer.hash, revisions, files]
+    described = [FORMAT, VERSION, config.decisive(), tokenizer.hash, states, files]
     return xxhash.xxh3_128_hexdigest(json.dumps(described, sort_keys=True).encode())
 
 
-def fingerprint(tokenizer: Tokenizer, splits: Mapping[str, tuple[int, Iterable[np.ndarray]]]) -> str:
-    """Hash of all that decides the tokens and their order.
+def fingerprint(tokenizer: Tokenizer, shard_tokens: int, splits: Mapping[str, tuple[int, Iterable[np.ndarray]]]) -> str:
+    """Hash of all that decides the tokens, their order, and that of training samples, which shards take part in.
 
     Args:
         splits: the number of a split's documents, and arrays with the fields `side` and `place` of each, in order.
     """
-    digest = xxhash.xxh3_128(f"{FORMAT} {VERSION}, {tokenizer.hash}, end {tokenizer.end_id}".encode())
+    digest = xxhash.xxh3_128(
+        f"{FORMAT} {VERSION}, {tokenizer.hash}, end {tokenizer.end_id}, shards {shard_tokens}".encode()
+    )
     for name, (count, arrays) in splits.items():
         digest.update(f", {name} {count}: ".encode())
         for hashes in arrays:

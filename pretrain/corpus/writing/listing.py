@@ -6,7 +6,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from pretrain.console import print_line
 from pretrain.corpus.sources.unit import Unit
 from pretrain.corpus.writing.config import PrepareConfig
 from pretrain.corpus.writing.folder import work_path
@@ -21,18 +23,18 @@ def print_listing(config: PrepareConfig, console: Console) -> None:
     Raises:
         InputError: as `prepare_corpus` would before it reads or writes, but a tokenizer may be trained later.
     """
-    listings = [source.units() for source in config.sources]
+    listings = config.list_units()
     lines = [*_tokenizer_and_output(config, listings), f"processes: {count_processes(config)}"]
-    _line(console, dump_yaml(config.model_dump(mode="json")))
+    print_line(console, dump_yaml(config.model_dump(mode="json")))
     table = Table("source", "revision", "licence")
     for heading in ("units", "files", "bytes"):
         table.add_column(heading, justify="right")
     for source, units in zip(config.sources, listings, strict=True):
         counts = len(units), sum(len(unit.files) for unit in units), sum(unit.bytes for unit in units)
-        table.add_row(source.kind, source.revision, source.licence, *(f"{count:,}" for count in counts))
+        table.add_row(source.kind, Text(source.state), Text(source.licence), *(f"{count:,}" for count in counts))
     console.print(table)
     for line in lines:
-        _line(console, line)
+        print_line(console, line)
 
 
 def _tokenizer_and_output(config: PrepareConfig, listings: list[list[Unit]]) -> list[str]:
@@ -50,7 +52,3 @@ def _tokenizer_and_output(config: PrepareConfig, listings: list[list[Unit]]) -> 
     else:
         state = "exists; files of its sources were touched since, so the texts will be compared"
     return [f"tokenizer: {about}", f"out: {config.out.absolute()} {state}; nothing is written now"]
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ What the work folder holds, all of it removed once the corpus is there:
 - `collected/`: the text of every unit of a source, in runs sorted by hash; removed when everything is tokenized
 - `<hash of the inputs>/tokenized/`: the tokens of every bucket, that is, of every range of hashes
 - `<hash of the inputs>/corpus/`: the shards, as they are published
+- `tmp/`: temporary files of all processes, such as copies of remote sources; of no use to another attempt
 
 The disk holds the text and its tokens, then the tokens twice, whichever is more.
 """
@@ -22,16 +23,7 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from pretrain.corpus.manifest import (
-    FORMAT,
-    MANIFEST_FILE,
-    VERSION,
-    FileEntry,
-    Manifest,
-    SourceEntry,
-    SplitEntry,
-    write_manifest,
-)
+from pretrain.corpus.manifest import FORMAT, MANIFEST_FILE, VERSION, Manifest, SourceEntry, SplitEntry, write_manifest
 from pretrain.corpus.sources.unit import Unit
 from pretrain.corpus.splits import threshold_for_both
 from pretrain.corpus.stream import open_corpus
@@ -40,15 +32,17 @@ from pretrain.corpus.writing.assemble import ShardPlan, assemble, plan_shards
 from pretrain.corpus.writing.baselines import SAMPLE_BYTES, Baselines, start_measuring
 from pretrain.corpus.writing.collect import Collected, collect, list_source_units, remove_other_units
 from pretrain.corpus.writing.config import PrepareConfig
-from pretrain.corpus.writing.files import HashedFile
-from pretrain.corpus.writing.folder import keep_only, publish, remove_leftovers, work_folder
+from pretrain.corpus.writing.files import write_tokenizer
+from pretrain.corpus.writing.folder import keep_only, publish, remove_leftovers, temporary_files_in, work_folder
 from pretrain.corpus.writing.hashes import fingerprint, hash_inputs
+from pretrain.corpus.writing.shards import token_dtype
 from pretrain.corpus.writing.tokenize import Plan, Selection, TokenizedBucket, first_text, tokenize
-from pretrain.corpus.writing.units import DONE, UnitResult, UnitRunner, file_sizes, read_result, write_result
+from pretrain.corpus.writing.units import RESULT, UnitResult, UnitRunner, file_sizes, read_result, write_result
 from pretrain.corpus.writing.workers import Workers
 from pretrain.errors import InputError
 
 SPLITS = ("train", "validation")
+TEMPORARY = "tmp"
 
 
 @dataclass(frozen=True)
@@ -76,20 +70,25 @@ def prepare_corpus(config: PrepareConfig, console: Console, sizes: WorkSizes = D
         InputError: a source or the tokenizer is missing or bad, or `out` holds something else. If it is raised when
             units of the work are finished, they are kept beside `out`; before that, nothing is left behind.
     """
-    listings = [source.units() for source in config.sources]
+    existing = existing_manifest(config)
+    listings = config.list_units()
     tokenizer = load_own_tokenizer(config)
     inputs = hash_inputs(config, listings, tokenizer)
-    existing = existing_manifest(config)
     if existing is not None and existing.inputs == inputs:
         remove_leftovers(config.out, console)
         return existing, False
-    with work_folder(config.out, console) as folder, Workers(count_processes(config)) as workers:
+    with (
+        work_folder(config.out, console) as folder,
+        temporary_files_in(folder / TEMPORARY),
+        Workers(count_processes(config)) as workers,
+    ):
+        existing = existing_manifest(config)  # once more: until now another process may have been writing it
         runner = UnitRunner(workers, console, sizes.process)
         preparation = _Preparation(config, listings, tokenizer, inputs, folder, runner, sizes)
         if existing is None:
             return preparation.write(), True
         # The files were touched, perhaps without changing a letter.
-        unchanged = preparation.fingerprint_of_sources() == existing.fingerprint
+        unchanged = existing.inputs == inputs or preparation.fingerprint_of_sources() == existing.fingerprint
     if unchanged:
         return existing, False
     raise InputError(_other_corpus(config.out, "its sources have changed since"))
@@ -116,9 +115,11 @@ def existing_manifest(config: PrepareConfig) -> Manifest | None:
         InputError: something else is there.
     """
     out = config.out
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return None
     if not (out / MANIFEST_FILE).is_file():
+        if out.resolve().is_mount():
+            raise InputError(f"out: {out} is a mount point, which no folder can take the place of; choose one in it")
+        if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+            return None
         raise InputError(_other_corpus(out, "it is no corpus"))
     manifest = open_corpus(out).manifest
     if manifest.config != config.decisive():
@@ -163,7 +164,7 @@ class _Preparation:
 
     @property
     def _dtype(self) -> Literal["uint16", "uint32"]:
-        return "uint16" if self.tokenizer.vocab_size <= 1 << 16 else "uint32"
+        return token_dtype(self.tokenizer.vocab_size)
 
     @property
     def _shard_tokens(self) -> int:
@@ -174,11 +175,12 @@ class _Preparation:
         selection, _ = self._select()
         buckets = [selection.rows(bucket) for bucket in range(selection.buckets)]
         rows = {split: [bucket[split] for bucket in buckets] for split in SPLITS}
-        return fingerprint(self.tokenizer, {split: (sum(map(len, rows[split])), rows[split]) for split in SPLITS})
+        splits = {split: (sum(map(len, rows[split])), rows[split]) for split in SPLITS}
+        return fingerprint(self.tokenizer, self._shard_tokens, splits)
 
     def write(self) -> Manifest:
         """Write the corpus folder."""
-        keep_only(self.folder, [self._collected.name, self._work.name])
+        keep_only(self.folder, [self._collected.name, self._work.name, TEMPORARY])
         tokenized, baselines = self._tokenize()
         shutil.rmtree(self._collected, ignore_errors=True)
         corpus = self._work / "corpus"
@@ -199,7 +201,7 @@ class _Preparation:
             licence=" AND ".join(sorted({source.licence for source in self.config.sources})),
             sources=tokenized.sources,
             splits=splits,
-            tokenizer_files=_write_tokenizer(self.tokenizer, corpus),
+            tokenizer_files=write_tokenizer(self.tokenizer, corpus),
             config=self.config.decisive(),
         )
         write_manifest(manifest, corpus)
@@ -229,7 +231,7 @@ class _Preparation:
 
     def _tokenize(self) -> tuple[_TokenizedCorpus, Future[Baselines]]:
         """The first two phases; the baselines are measured during the later ones."""
-        path = self._work / f"tokenized{DONE}"
+        path = self._work / f"tokenized{RESULT}"
         if (finished := read_result(path, _TokenizedCorpus)) is not None:
             return finished, start_measuring(self._sample.read_bytes())
         selection, collected = self._select()
@@ -240,12 +242,13 @@ class _Preparation:
         buckets = tokenize(plan, text_bytes, self.runner)
         self._sample.write_bytes(sample)
         parts = {f"{plan.folder.name}/{name}": size for bucket in buckets for name, size in bucket.files.items()}
+        documents = {split: _documents(plan, buckets, split) for split in SPLITS}
         result = _TokenizedCorpus(
             text_bytes=text_bytes,
             files=parts | file_sizes([self._sample]),
             buckets=buckets,
             sources=self._sources(collected, buckets),
-            fingerprint=fingerprint(self.tokenizer, {split: _documents(plan, buckets, split) for split in SPLITS}),
+            fingerprint=fingerprint(self.tokenizer, self._shard_tokens, documents),
         )
         write_result(path, result)
         return result, baselines
@@ -253,7 +256,7 @@ class _Preparation:
     def _plan(self, selection: Selection) -> Plan:
         saved = self._work / "tokenizer"
         saved.mkdir(parents=True, exist_ok=True)
-        _write_tokenizer(self.tokenizer, saved)
+        write_tokenizer(self.tokenizer, saved)
         return Plan(
             folder=self._work / "tokenized",
             selection=selection,
@@ -272,7 +275,7 @@ class _Preparation:
         for number, (source, units) in enumerate(zip(self.config.sources, self.listings, strict=True)):
             entry = SourceEntry(
                 kind=source.kind,
-                revision=source.revision,
+                revision=source.state,
                 licence=source.licence,
                 files=sum(len(unit.files) for unit in units),
                 documents=kept[number],
@@ -297,12 +300,3 @@ def _documents(plan: Plan, buckets: Sequence[TokenizedBucket], split: str) -> tu
     """The number of a split's documents, and their records, a bucket at a time."""
     records = (bucket.part(plan.folder, split).documents() for bucket in buckets)
     return sum(bucket.documents[split] for bucket in buckets), records
-
-
-def _write_tokenizer(tokenizer: Tokenizer, folder: Path) -> dict[str, FileEntry]:
-    entries = {}
-    for name, content in tokenizer.files.items():
-        file = HashedFile(folder / name)
-        file.write(content)
-        entries[name] = file.close()
-    return entries

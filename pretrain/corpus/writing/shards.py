@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -41,6 +42,11 @@ class Shard:
     def close(self) -> ShardEntry:
         files = {self._name + suffix: file.close() for suffix, file in self._files.items()}
         return ShardEntry(tokens=self.tokens, bytes=self.text_bytes, documents=self.documents, files=files)
+
+
+def token_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """The smaller of the types that hold every token."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
 def id_line(id: str) -> bytes:

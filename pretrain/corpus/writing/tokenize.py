@@ -15,8 +15,10 @@ from pretrain.corpus.tokenizers import Tokenizer, load_saved_tokenizer
 from pretrain.corpus.writing.files import new_file
 from pretrain.corpus.writing.runs import Run, first_of_equal, read_documents, read_rows
 from pretrain.corpus.writing.shards import id_line
-from pretrain.corpus.writing.units import DONE, UnitResult, UnitRunner, WorkUnit, file_sizes
+from pretrain.corpus.writing.units import RESULT, UnitResult, UnitRunner, WorkUnit, file_sizes
 from pretrain.corpus.writing.workers import Report
+from pretrain.errors import InputError
+from pretrain.files import hash_file
 
 ENCODED_BYTES = 4 << 20
 """Text handed to the tokenizer at once."""
@@ -39,7 +41,10 @@ class Selection:
 
     def rows(self, bucket: int) -> dict[str, np.ndarray]:
         """The rows of a bucket's documents, by split, in their final order."""
-        rows = read_rows(self.runs, bucket, self.buckets)
+        return self.choose(read_rows(self.runs, bucket, self.buckets))
+
+    def choose(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Of all rows of a bucket, those of each split."""
         if self.deduplicate:
             rows = first_of_equal(rows)
         validation = rows["side"] < self.threshold
@@ -66,12 +71,29 @@ class Part(NamedTuple):
 
     path: Path
     """With the `PART_FILES` added, its files."""
+    hashes: tuple[str, ...] = ()
+    """xxh64 of these, once they are written."""
 
     def file(self, suffix: str) -> Path:
         return self.path.with_name(self.path.name + suffix)
 
     def documents(self) -> np.ndarray:
         return np.fromfile(self.file(".documents"), dtype=PART_DOCUMENT)
+
+    def hashed(self) -> Part:
+        return self._replace(hashes=tuple(hash_file(self.file(suffix)) for suffix in PART_FILES))
+
+
+@lru_cache(maxsize=64)
+def check_part(part: Part) -> None:
+    """Once in a process and for a part.
+
+    Raises:
+        InputError: it is not what was written.
+    """
+    for suffix, expected in zip(PART_FILES, part.hashes, strict=True):
+        if hash_file(part.file(suffix)) != expected:
+            raise InputError(f"{part.file(suffix)}: damaged; remove the folder {part.path.parent} and prepare again")
 
 
 class TokenizedBucket(UnitResult):
@@ -81,29 +103,34 @@ class TokenizedBucket(UnitResult):
     tokens: dict[str, int]
     """By split, as the next."""
     documents: dict[str, int]
+    hashes: dict[str, tuple[str, ...]]
+    """Of the parts."""
     source_documents: list[int]
     """Kept, by source, as the next."""
     source_bytes: list[int]
 
     def part(self, folder: Path, split: str) -> Part:
-        return Part(folder / f"{self.name}-{split}")
+        return Part(folder / f"{self.name}-{split}", self.hashes[split])
 
 
 def tokenize(plan: Plan, text_bytes: int, runner: UnitRunner) -> list[TokenizedBucket]:
-    """Tokenize the buckets, of about `text_bytes` in all, that are not tokenized yet."""
+    """Tokenize the buckets, of `text_bytes` in all with duplicates, that are not tokenized yet."""
     buckets = plan.selection.buckets
     names = [f"{bucket:05d}-of-{buckets:05d}" for bucket in range(buckets)]
     work = [
-        WorkUnit(plan.folder / f"{name}{DONE}", 1 + text_bytes // buckets, partial(tokenize_bucket, plan, bucket, name))
+        WorkUnit(
+            plan.folder / f"{name}{RESULT}", 1 + text_bytes // buckets, partial(tokenize_bucket, plan, bucket, name)
+        )
         for bucket, name in enumerate(names)
     ]
-    return runner.finish("tokenizing", work, TokenizedBucket)
+    return runner.finish("tokenizing", work, TokenizedBucket, text_bytes)
 
 
 def tokenize_bucket(plan: Plan, bucket: int, name: str, report: Report) -> TokenizedBucket:
     """Write a bucket's part of each split."""
     runs = plan.selection.runs
-    splits = plan.selection.rows(bucket)
+    collected = read_rows(runs, bucket, plan.selection.buckets)
+    splits = plan.selection.choose(collected)
     parts = {split: Part(plan.folder / f"{name}-{split}") for split in splits}
     tokens = {
         split: _write_part(plan, parts[split], rows, read_documents(runs, rows), report)
@@ -112,12 +139,15 @@ def tokenize_bucket(plan: Plan, bucket: int, name: str, report: Report) -> Token
     rows = np.concatenate(list(splits.values()))
     sources = np.array([run.source for run in runs])[rows["run"]]
     source_bytes = np.bincount(sources, weights=rows["text_bytes"], minlength=plan.sources)
+    text_bytes = int(collected["text_bytes"].sum())
+    report(text_bytes - int(rows["text_bytes"].sum()))
     return TokenizedBucket(
-        text_bytes=int(rows["text_bytes"].sum()),
+        text_bytes=text_bytes,
         files=file_sizes(part.file(suffix) for part in parts.values() for suffix in PART_FILES),
         name=name,
         tokens=tokens,
         documents={split: len(rows) for split, rows in splits.items()},
+        hashes={split: part.hashed().hashes for split, part in parts.items()},
         source_documents=np.bincount(sources, minlength=plan.sources).tolist(),
         source_bytes=source_bytes.astype(np.int64).tolist(),
     )

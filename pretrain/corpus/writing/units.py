@@ -10,13 +10,13 @@ from typing import Generic, NamedTuple, TypeVar
 from pydantic import NonNegativeInt, ValidationError
 from rich.console import Console
 
-from pretrain.console import MEGABYTES, show_progress
+from pretrain.console import MEGABYTES, print_line, show_progress
 from pretrain.corpus.writing.workers import Job, Report, Workers
 from pretrain.errors import InputError
 from pretrain.files import replace_text
 from pretrain.schema import Section
 
-DONE = ".done"
+RESULT = ".done"
 """Suffix of the file with a unit's result: it is written last, so where it is, the unit's other files are."""
 
 
@@ -25,7 +25,8 @@ class UnitResult(Section):
     """Worked through by the unit."""
     files: dict[str, NonNegativeInt]
     """Sizes of the files that the unit has written, by path relative to its result. Bringing them to the disk would
-    take longer than writing them; after a failure of the machine, what did not get there has another size."""
+    take longer than writing them; after a failure of the machine, what did not get there has another size, or shows
+    by its hash when it is read."""
 
 
 ResultT = TypeVar("ResultT", bound=UnitResult)
@@ -47,8 +48,13 @@ class UnitRunner:
     process_bytes: int
     """Text that makes it worth starting another process."""
 
-    def finish(self, label: str, units: Sequence[WorkUnit[ResultT]], result: type[ResultT]) -> list[ResultT]:
+    def finish(
+        self, label: str, units: Sequence[WorkUnit[ResultT]], result: type[ResultT], text_bytes: int | None = None
+    ) -> list[ResultT]:
         """Compute the units that are not finished; the results of all, in their order.
+
+        Args:
+            text_bytes: of all units, where that is known.
 
         Raises:
             InputError: from a unit, or a file cannot be written. What is finished stays.
@@ -57,9 +63,8 @@ class UnitRunner:
         found = {path: read_result(path, result) for path in distinct}
         results = {path: finished for path, finished in found.items() if finished is not None}
         if results:
-            note = f"{label}: resumed, {len(results)} of {len(distinct)} units are finished"
-            self.console.print(note, highlight=False, soft_wrap=True)
-        expected = _Expected(sum(unit.size for unit in distinct.values()))
+            print_line(self.console, f"{label}: resumed, {len(results)} of {len(distinct)} units are finished")
+        expected = _Expected(sum(unit.size for unit in distinct.values()), text_bytes)
         for path, finished in results.items():
             expected.learn(distinct[path].size, finished.text_bytes)
         # The largest come first, or the last one would be waited for alone; of equal ones, the first.
@@ -75,10 +80,11 @@ class UnitRunner:
 
 
 class _Expected:
-    """How much text there will be: as much per size as in the units that are finished."""
+    """How much text there will be: where nobody knows, as much per size as in the units that are finished."""
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, text_bytes: int | None):
         self.known = 0
+        self._text_bytes = text_bytes
         self._all_sizes = size
         self._known_sizes = 0
 
@@ -87,6 +93,8 @@ class _Expected:
         self._known_sizes += size
 
     def total(self) -> int:
+        if self._text_bytes is not None:
+            return self._text_bytes
         rate = self.known / self._known_sizes if self._known_sizes else 1
         return self.known + round(rate * (self._all_sizes - self._known_sizes))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -51,7 +52,7 @@ class Workers:
     """Up to `processes` processes, started when there is work for them and killed when the context ends.
 
     They are spawned, not forked: tokenizers have threads. They die with this process, however it ends, and leave
-    Ctrl-C to it.
+    Ctrl-C to it. What they have in temporary files then stays where this process makes its own.
     """
 
     def __init__(self, processes: int):
@@ -134,7 +135,7 @@ def _unwrap(message: object) -> ResultT:  # type: ignore[type-var]
 
 def _start() -> _Worker:
     ours, theirs = get_context("spawn").Pipe()
-    process = get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
+    process = get_context("spawn").Process(target=_serve, args=(theirs, tempfile.gettempdir()), daemon=True)
     # Ctrl-C reaches all processes of a terminal. A blocked signal stays blocked in a new process from its first moment
     # on; the tracker comes first because starting it lifts the block.
     resource_tracker.ensure_running()
@@ -147,7 +148,8 @@ def _start() -> _Worker:
     return _Worker(process, ours)
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, temporary_files: str) -> None:
+    tempfile.tempdir = temporary_files
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for every core already
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:

@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 import tokenizers
 import xxhash
+from tokenizers import models, pre_tokenizers
 
 from pretrain.corpus.tokenizers import load_saved_tokenizer, load_tokenizer
 from pretrain.errors import InputError
 
+PANIC = b"""{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!!"}, "pre_tokenizer": null, "post_processor": null,
+"decoder": null, "truncation": null, "padding": null}"""
 ROOT = Path(__file__).parents[4]
 
 
@@ -52,6 +56,7 @@ def test_saved_files_make_the_same_tokenizer(kind, edited_bpe, train_sentencepie
         ("gone.json", None, "there is no file .*gone.json"),
         ("gone.model", None, "there is no file .*gone.model"),
         ("bad.json", b"{}", "bad.json is no fast tokenizer"),
+        ("panic.json", PANIC, "panic.json is no fast tokenizer"),
         ("bad.model", b"no model", "bad.model is no SentencePiece model"),
         ("empty.model", b"", "empty.model is no SentencePiece model"),
     ],
@@ -70,11 +75,57 @@ def test_bytes_need_no_end_token():
         load_tokenizer("bytes", end_token="</s>")
 
 
+def save_words(folder: Path, special: list[str], **components: object) -> str:
+    """A tokenizer of whole words, `x` for unknown ones."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({"x": 0, "</s>": 1, "a": 2}, unk_token="x"))
+    for name, component in components.items():
+        setattr(tokenizer, name, component)
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
+
+
 def test_the_usual_end_token_is_found_or_another_one_named(tmp_path):
-    vocabulary = {"<eos>": 3, "</s>": 7, "x": 0}
-    tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="x")).save(str(tmp_path / "tokenizer.json"))
-    assert load_tokenizer(str(tmp_path)).end_id == 7
-    assert load_tokenizer(str(tmp_path), "<eos>").end_id == 3
-    assert load_tokenizer(str(tmp_path)).vocab_size == 8
+    folder = save_words(tmp_path, ["<eos>", "<|endoftext|>"])
+    assert load_tokenizer(folder).end_id == 4
+    assert load_tokenizer(folder, "<eos>").end_id == 3
+    assert load_tokenizer(folder).vocab_size == 5
     with pytest.raises(InputError, match=r"end_token: .*lacks y;"):
-        load_tokenizer(str(tmp_path), "y")
+        load_tokenizer(folder, "y")
+
+
+def test_an_end_token_that_texts_have_in_them_is_refused(tmp_path, edited_bpe):
+    for end_token in (None, "</s>", "a"):
+        with pytest.raises(InputError, match=r"end_token: tokenizer .* reads '.*' from the text") as error:
+            load_tokenizer(save_words(tmp_path, ["</s>"]), end_token)
+        assert str(tmp_path) in str(error.value)
+    path, _ = edited_bpe(lambda spec: None)
+    for end_token, text in (("a", "a"), ("Ġ", " "), ("Ġthe", " the")):
+        with pytest.raises(InputError, match=f"reads '{end_token}' from the text '{text}'"):
+            load_tokenizer(path, end_token)
+
+
+def test_a_saved_tokenizer_is_known_by_the_bytes_of_its_file(edited_bpe, tmp_path):
+    """Another version of the library may write the same tokenizer in another way."""
+    path, raw = edited_bpe(lambda spec: None)
+    content = raw.to_str(pretty=True).encode()
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    saved = load_saved_tokenizer(tmp_path, path, 1)
+    assert saved.hash == xxhash.xxh64_hexdigest(content) and saved.files == {"tokenizer.json": content}
+
+
+@pytest.mark.parametrize(
+    ("components", "message"),
+    [
+        ({"model": models.WordLevel({"a": 0}, unk_token="gone")}, r"\(WordLevel error: Missing"),
+        ({"pre_tokenizer": pre_tokenizers.FixedLength(0)}, r"\(chunk size must be non-zero\)"),
+    ],
+)
+def test_what_the_library_cannot_encode_is_one_line(tmp_path, components, message):
+    """It raises bare Exceptions, and panics that are none."""
+    save_words(tmp_path, ["<eos>"], **components)
+    tokenizer = load_saved_tokenizer(tmp_path, "some name", 0)
+    for encode in (tokenizer.encode, lambda text: load_tokenizer(str(tmp_path))):
+        with pytest.raises(InputError, match=f"^tokenizer: .* cannot encode a text {message}") as error:
+            encode("b")
+        assert "\n" not in str(error.value)

@@ -59,6 +59,14 @@ def test_end_tokens(train_sentencepiece, tmp_path):
     assert ours.end_id not in ours.encode("<end>")
 
 
+@pytest.mark.parametrize("end_token", ["<sep>", "e", "<unk>", "<0x41>"])
+def test_an_end_token_that_texts_have_in_them_is_refused(train_sentencepiece, tmp_path, end_token):
+    path = tmp_path / "a.model"
+    path.write_bytes(train_sentencepiece(model_type="bpe", byte_fallback=True, user_defined_symbols=["<sep>"]))
+    with pytest.raises(InputError, match=rf"end_token: {end_token} is no control symbol of the model .*a\.model"):
+        load_tokenizer(str(path), end_token)
+
+
 def test_a_model_file_may_lie_anywhere(train_sentencepiece, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("m.model").write_bytes(train_sentencepiece(model_type="bpe"))

@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from pretrain.corpus.splits import content_hash, is_validation
 from pretrain.corpus.tokenizers import load_tokenizer
-from pretrain.corpus.tokenizers.training import train_tokenizer
+from pretrain.corpus.tokenizers.training import _SmallestHashes, train_tokenizer
 from pretrain.corpus.writing.config import PrepareConfig
 from pretrain.errors import InputError
 from pretrain.schema import validate
@@ -26,7 +27,9 @@ KINDS = pytest.mark.parametrize("kind", SUFFIXES)
 def train(tmp_path_factory) -> Callable[..., Path]:
     """train(documents, kind, **fields of the training) -> the file, made from text files of a new folder."""
 
-    def run(documents: Sequence[str], kind: str, name: str = "made/here/tok", **fields: Any) -> Path:
+    def run(
+        documents: Sequence[str], kind: str, name: str = "made/here/tok", end_token: str | None = None, **fields: Any
+    ) -> Path:
         root = tmp_path_factory.mktemp("sources")
         for number, text in enumerate(documents):
             (root / f"{number:03d}.txt").write_bytes(text.encode())
@@ -36,6 +39,7 @@ def train(tmp_path_factory) -> Callable[..., Path]:
             "tokenizer": str(root / (name + SUFFIXES[kind])),
             "tokenizer_training": {"kind": kind, "vocab_size": 600} | fields,
             "validation_fraction": 0.3,
+            "end_token": end_token,
         }
         return train_tokenizer(validate(PrepareConfig, config), Console(file=io.StringIO()))
 
@@ -108,10 +112,7 @@ def test_the_sample_is_of_the_size_asked_for_and_from_anywhere(train):
     ("fields", "message"),
     [
         ({"tokenizer": "bytes"}, r"tokenizer: must name the file.*bytes.*\.json"),
-        (
-            {"tokenizer": "x.model"},
-            r"tokenizer: must name the file.*x\.model.*bpe ends|tokenizer: .*bpe it ends in \.json",
-        ),
+        ({"tokenizer": "x.model"}, r"tokenizer: must name the file.*x\.model.*bpe it ends in \.json"),
         ({"tokenizer_training": None}, "tokenizer_training: is missing"),
         ({"tokenizer_training": {"vocab_size": 261}}, "tokenizer_training.vocab_size: must be at least 262, not 261"),
         ({"tokenizer_training": {"vocab_size": 1_000_001}}, "vocab_size: must be at most 1e[+]06"),
@@ -143,6 +144,48 @@ def test_too_little_text_for_so_many_tokens_is_an_error(train, kind):
 def test_no_text_at_all_is_an_error(train, kind):
     with pytest.raises(InputError, match="sources: no training document has text"):
         train([""], kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "end_token", "message"),
+    [
+        ("bpe", "a", "end_token: tokenizer .*tok.json reads 'a' from the text 'a'"),
+        ("bpe", "Ġ", "end_token: tokenizer .*tok.json reads 'Ġ' from the text ' '"),
+        ("sentencepiece", "<0x41>", "end_token: <0x41> is no control symbol of the model .*tok.model"),
+        ("sentencepiece", "<s>", "tokenizer_training: sentencepiece cannot train this .*<s> is already defined"),
+        ("sentencepiece", "<unk>", "tokenizer_training: sentencepiece cannot train this .*eos_piece"),
+    ],
+)
+def test_an_end_token_that_texts_have_in_them_is_refused(train, library, kind, end_token, message):
+    with pytest.raises(InputError, match=message) as error:
+        train(library[:4], kind, end_token=end_token)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_the_sample_is_the_texts_of_the_smallest_hashes(library, deduplicate):
+    rng = random.Random(0)
+    texts = [text.encode()[: rng.randint(1, 2000)] for text in library] * 3
+    rng.shuffle(texts)
+    for size in (1, 1000, 20_000, 10**6):
+        sample = _SmallestHashes(size, distinct=deduplicate)
+        for text in texts:
+            sample.offer(content_hash(text), text)
+        wanted = sorted(set(texts) if deduplicate else texts, key=lambda text: content_hash(text)[8:])
+        assert "".join(sample.texts()) == b"".join(wanted)[:size].decode(errors="ignore")
+
+
+def test_what_is_remembered_of_a_sample_does_not_grow():
+    sample = _SmallestHashes(10_000, distinct=True)
+    tracemalloc.start()
+    used = []
+    for count in (20_000, 20_000):
+        for _ in range(count):
+            text = random.randbytes(100)
+            sample.offer(content_hash(text), text)
+        used.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert used[1] < used[0] + 20_000
 
 
 def test_a_file_that_exists_is_kept(train, library, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,12 @@ import pytest
 import xxhash
 from rich.console import Console
 
+from pretrain import console as console_module
 from pretrain.corpus import open_corpus
+from pretrain.corpus.report import print_inspection
+from pretrain.corpus.writing import prepare
 from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.listing import print_listing
 from pretrain.corpus.writing.prepare import WorkSizes, prepare_corpus
 from pretrain.errors import InputError
 from pretrain.schema import validate
@@ -129,22 +134,55 @@ def test_duplicates_never_straddle(make_corpus, make_texts, read_documents):
     assert sum(split.documents for split in open_corpus(folder).manifest.splits.values()) == 120
 
 
+def test_names_are_not_markup(tmp_path):
+    root = tmp_path / "[b]"
+    (root / "[").mkdir(parents=True)
+    for name in ("[/b] [red]x", "[/link]"):
+        (root / name).write_text(f"text of {name}")
+    source = {"kind": "text", "root": str(root), "pattern": "**/*", "licence": "[/] A", "revision": "[/] 1"}
+    config = {"out": str(tmp_path / "corpus"), "sources": [source]}
+    console = Console(file=io.StringIO(), width=300)
+    print_listing(validate(PrepareConfig, config), console)
+    prepare_corpus(validate(PrepareConfig, config), console)
+    print_inspection(open_corpus(tmp_path / "corpus"), 2, console)
+    shown = console.file.getvalue()
+    assert shown.count("[/] A") == 3 and shown.count("[/] 1") == 3
+    assert "\n[/b] [red]x ─" in shown or "\n[/link] ─" in shown
+
+
+def test_how_much_is_to_be_done_stays_as_it_was_said(tmp_path, make_texts, monkeypatch):
+    """Duplicates are known before the texts are tokenized to be so, not where they are."""
+    texts = [text * 20 for text in make_texts(100)]
+    documents = [*texts, *texts[:40] * 4, "long " * 500_000]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    config = {"out": str(tmp_path / "corpus"), "sources": [{"kind": "jsonl", "root": str(tmp_path)}], "shard_mib": 1}
+    monkeypatch.setattr(console_module, "SECONDS_BETWEEN_LINES", 0)
+    said = io.StringIO()
+    sizes = WorkSizes(run=10**6, bucket=200_000, process=1)
+    prepare_corpus(validate(PrepareConfig, config | {"processes": 1}), Console(file=said), sizes)
+    for phase in ("tokenizing", "writing"):
+        shown = re.findall(rf"{phase}: ([\d.]+) of ([\d.]+) MB", said.getvalue())
+        assert len(shown) > 5 and len({total for _, total in shown}) == 1
+        assert shown[-1][0] == shown[-1][1]
+
+
 def test_the_fingerprint_is_of_what_the_corpus_holds(make_corpus, make_texts, bpe_file):
     texts = make_texts(20)
     folders = [
         make_corpus(texts, out="a"),
-        make_corpus(["", *texts, texts[2]], out="b", shard_mib=1.0),
+        make_corpus(["", *texts, texts[2]], out="b"),
         make_corpus([*texts, "one more"], out="c"),
         make_corpus(texts, out="d", tokenizer=bpe_file),
+        make_corpus(texts, out="e", shard_mib=1.0),
     ]
     first, same, *others = [open_corpus(folder).manifest.fingerprint for folder in folders]
-    assert first == same and len({first, *others}) == 3
+    assert first == same and len({first, *others}) == 4
 
 
 def test_the_fingerprint_stays_what_it_was(make_corpus):
     """Runs are resumed, and orders derived, by it: another one must come with another version of the format."""
     folder = make_corpus([f"text number {number}" for number in range(50)])
-    assert open_corpus(folder).manifest.fingerprint == "ca018c1b8a045dc48f1ee8c3b5ae2b1f"
+    assert open_corpus(folder).manifest.fingerprint == "c5b0caf2c59fecf2be9438f43bbfcb85"
 
 
 def test_of_two_texts_each_side_gets_one(make_corpus, read_documents):
@@ -160,3 +198,19 @@ def test_an_empty_corpus_is_refused_and_leaves_nothing(make_corpus, tmp_path, te
     with pytest.raises(InputError, match="train and validation need at least one"):
         make_corpus(texts)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus-text"]
+
+
+def test_a_corpus_that_another_process_finishes_meanwhile_is_found(make_corpus, make_texts, monkeypatch):
+    hash_inputs = prepare.hash_inputs
+    finished = []
+
+    def hash_while_another_prepares(*arguments):
+        if not finished:
+            finished.append(None)
+            folder = make_corpus(make_texts(20))
+            finished.append({path: path.stat().st_mtime_ns for path in folder.iterdir()})
+        return hash_inputs(*arguments)
+
+    monkeypatch.setattr(prepare, "hash_inputs", hash_while_another_prepares)
+    folder = make_corpus(make_texts(20))
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == finished[1]

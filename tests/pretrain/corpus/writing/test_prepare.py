@@ -2,6 +2,8 @@ import fcntl
 import io
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -9,9 +11,11 @@ from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from pretrain.corpus import open_corpus
-from pretrain.errors import run_command
+from pretrain.corpus.writing.folder import work_folder
+from pretrain.errors import InputError, run_command
 from pretrain.prepare import main
 
 PROJECT = Path(__file__).resolve().parents[4]
@@ -132,6 +136,8 @@ def test_another_corpus_in_the_way_is_left_alone(workplace):
         (["verify"], "DIR"),
         (["verify", "tree"], "tree has no manifest.json"),
         (["inspect", "gone"], "gone does not exist"),
+        (["inspect", "tree", "--samples", "-2"], "argument --samples: must be 0 or more, not -2"),
+        (["inspect", "tree", "--samples", "two"], "argument --samples: must be 0 or more, not two"),
     ],
 )
 def test_bad_input_is_one_line_and_creates_nothing(workplace, arguments, message):
@@ -162,6 +168,91 @@ def test_what_is_left_when_killed_after_publishing_is_removed(workplace):
     (partial / "tokenized.done").write_text("{}")
     result = run(workplace, "--config", "c.yaml")
     assert result.returncode == 0 and "done already" in result.stdout and not partial.exists()
+
+
+@pytest.fixture
+def all_of_it(workplace):
+    """A config that takes every file around it, and writes among them."""
+    (workplace / "all.yaml").write_text(
+        "out: data/deep/corpus\nsources:\n  - {kind: text, root: ., pattern: '**/*.txt*'}\nvalidation_fraction: 0.25\n"
+    )
+    return workplace
+
+
+def test_what_is_written_is_no_source(all_of_it):
+    """The text held out, above all, lies in the work folder of a run that was killed."""
+    run(all_of_it, "--config", "all.yaml", "out=elsewhere")
+    expected = open_corpus(all_of_it / "elsewhere").manifest
+    shutil.move(all_of_it / "elsewhere", all_of_it.parent / "elsewhere")
+    for folder in (".corpus.partial/hash", ".corpus.partial/collected", "corpus"):
+        path = all_of_it / "data" / "deep" / folder / "sample.txt"
+        path.parent.mkdir(parents=True)
+        path.write_text("text held out")
+    listed = run(all_of_it, "--config", "all.yaml", "--dry-run", "out=./data/../data/deep/corpus/")
+    assert listed.returncode == 2 and "is no corpus" in listed.stderr
+    shutil.rmtree(all_of_it / "data" / "deep" / "corpus")
+    assert " 12 " in run(all_of_it, "--config", "all.yaml", "--dry-run").stdout
+    (all_of_it / "link").symlink_to("data/deep")
+    assert run(all_of_it, "--config", "all.yaml", "out=link/corpus").returncode == 0
+    manifest = open_corpus(all_of_it / "data" / "deep" / "corpus").manifest
+    assert (manifest.fingerprint, manifest.sources[0].files) == (expected.fingerprint, 12)
+    again = run(all_of_it, "--config", "all.yaml")
+    assert "done already" in again.stdout and "reading" not in again.stderr
+
+
+def test_what_is_written_trains_no_tokenizer(all_of_it):
+    arguments = "--config", "all.yaml", "tokenizer_training.vocab_size=265"
+    assert run(all_of_it, "train-tokenizer", *arguments, "tokenizer=before.json").returncode == 0
+    path = all_of_it / "data" / "deep" / ".corpus.partial" / "sample.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("held out " * 10_000)
+    assert run(all_of_it, "train-tokenizer", *arguments, "tokenizer=after.json").returncode == 0
+    assert (all_of_it / "before.json").read_bytes() == (all_of_it / "after.json").read_bytes()
+
+
+def test_a_source_all_of_which_is_written_is_refused(workplace):
+    path = workplace / "data" / "deep" / ".corpus.partial" / "a.txt"
+    path.parent.mkdir(parents=True)
+    path.write_text("left by another attempt")
+    assert "sources.0: all of its files lie in" in refused(
+        workplace, "--config", "c.yaml", "sources=[{kind: text, root: data}]"
+    )
+
+
+@pytest.mark.parametrize("target", ["empty", "not there yet"])
+def test_out_may_be_a_link(workplace, target):
+    (workplace / "empty").mkdir()
+    (workplace / "link").symlink_to(target)
+    assert run(workplace, "--config", "c.yaml", "out=link").returncode == 0
+    assert (workplace / "link").is_symlink()
+    assert open_corpus(workplace / target).manifest.splits["train"].documents
+    assert "done already" in run(workplace, "--config", "c.yaml", "out=link").stdout
+    assert list(workplace.glob(".*")) == []
+
+
+def test_a_mount_point_is_refused_at_once(workplace):
+    assert "out: /proc is a mount point" in refused(workplace, "--config", "c.yaml", "out=/proc")
+
+
+def test_the_work_folder_may_go_while_it_is_waited_for(tmp_path, monkeypatch):
+    """Another process may finish and remove it between the opening of the folder and the lock."""
+    folder, flock = tmp_path / ".corpus.partial", fcntl.flock
+    removed = []
+
+    def flock_after_removal(handle: int, operation: int) -> None:
+        if not removed:
+            removed.append(folder.rmdir())
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock_after_removal)
+    with work_folder(tmp_path / "corpus", Console(file=io.StringIO())) as locked:
+        assert locked == folder and removed
+        with (
+            pytest.raises(InputError, match="another process is writing"),
+            work_folder(tmp_path / "corpus", Console(file=io.StringIO())),
+        ):
+            pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_do_not_write_one_corpus(workplace):
@@ -226,6 +317,26 @@ def test_train_a_tokenizer_then_prepare_with_it(workplace):
     manifest = open_corpus(workplace / "data" / "deep" / "corpus").manifest
     assert manifest.vocab_size == 270 and "tokenizer_training" not in manifest.config
     assert "done already" in run(workplace, "--config", "c.yaml", "processes=2", "tokenizer_training=null").stdout
+
+
+def test_a_full_disk_leaves_no_tokenizer(workplace):
+    process = subprocess.run(
+        [
+            *COMMAND,
+            "train-tokenizer",
+            "--config",
+            "c.yaml",
+            "tokenizer=new/own.json",
+            "tokenizer_training.vocab_size=270",
+        ],
+        cwd=workplace,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)),
+    )
+    assert process.returncode == 2
+    assert process.stderr.splitlines()[-1] == "error: new/own.json: File too large"
+    assert list((workplace / "new").iterdir()) == []
 
 
 def test_commands_that_fail_exit_with_2(workplace):

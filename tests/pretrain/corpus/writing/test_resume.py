@@ -8,12 +8,15 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from rich.console import Console
 
 from pretrain.corpus.writing.config import PrepareConfig
 from pretrain.corpus.writing.prepare import WorkSizes, prepare_corpus
-from pretrain.errors import BAD_INPUT, STOPPED
+from pretrain.errors import BAD_INPUT, STOPPED, InputError
 from pretrain.schema import validate
 
 WORKER = Path(__file__).with_name("prepare_worker.py")
@@ -284,6 +287,78 @@ def test_a_flipped_bit_in_the_work_is_refused(workplace):
     _, errors = process.communicate(timeout=60)
     assert process.returncode == BAD_INPUT and not (workplace.folder / "corpus").exists()
     assert errors.splitlines()[-1] == f"error: {path}: damaged; remove the folder {path.parent} and prepare again"
+
+
+@pytest.mark.parametrize("phase", ["tokenizing", "writing"])
+@pytest.mark.parametrize("suffix", ["tokens", "documents", "ids"])
+def test_a_flipped_bit_in_the_tokens_is_refused(workplace, undisturbed, phase, suffix):
+    """After a failure of the machine, files have their size and zeros in them."""
+    workplace.kill(phase, 3 if phase == "tokenizing" else 1)
+    finished = sorted(workplace.partial.glob(PHASES["tokenizing"]))
+    path = finished[-1].with_name(f"{finished[-1].stem}-train.{suffix}")
+    path.write_bytes(bytes(path.stat().st_size))
+    process = workplace.start("processes=2")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == BAD_INPUT and not (workplace.folder / "corpus").exists()
+    assert errors.splitlines()[-1] == f"error: {path}: damaged; remove the folder {path.parent} and prepare again"
+    shutil.rmtree(path.parent)
+    workplace.finish()
+    assert workplace.corpus() == undisturbed
+
+
+def test_an_index_with_zeros_in_it_is_refused(workplace):
+    workplace.kill("reading", SOURCES)
+    path = sorted(workplace.partial.glob("collected/*.index"))[3]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4 : len(data) // 2] = bytes(len(data) // 2 - len(data) // 4)
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=f"{path.with_suffix('.text')}: damaged"):
+        workplace.finish()
+    assert not (workplace.folder / "corpus").exists()
+
+
+class Slow(BaseHTTPRequestHandler):
+    """Serves 1.jsonl, 2.jsonl, ..., a byte a time."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        with suppress(OSError):
+            while self.command == "GET":
+                self.wfile.write(b" ")
+                time.sleep(0.02)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_copies_of_remote_files_do_not_stay(workplace, tmp_path_factory, monkeypatch, processes, end):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    temporary = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    url = f"http://127.0.0.1:{server.server_port}"
+    pattern = "{kind: jsonl, root: '" + url + "', pattern: [1.jsonl, 2.jsonl], revision: '%d'}"
+    sources = ", ".join(pattern % number for number in range(2))
+    process = workplace.start(f"processes={processes}", f"sources=[{sources}]")
+
+    def copies() -> list[Path]:
+        return [path for folder in (temporary, workplace.partial) for path in folder.rglob("copy.jsonl")]
+
+    wait_until(lambda: len(copies()) == processes)
+    os.killpg(process.pid, end)
+    process.communicate(timeout=5)
+    server.shutdown()
+    server.server_close()
+    if end == signal.SIGKILL:
+        assert len(copies()) == processes
+        workplace.finish()
+    assert list(temporary.iterdir()) == [] and not workplace.partial.exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
