@@ -36,7 +36,8 @@ def oracle():
     for step in range(worker.STEPS):
         batch = worker.global_batch(step)
         keep = draw_prefix_keep(worker.SEED, batch.indices, prefix, worker.MODEL.prefix_dropout)
-        logits = model(batch.input_ids, prefix, key_valid=batch.key_valid, prefix_keep=keep).logits
+        inputs = {"key_valid": batch.key_valid, "segments": batch.segments, "prefix_keep": keep}
+        logits = model(batch.input_ids, prefix, **inputs).logits
         nll = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten())
         z = logits.logsumexp(-1)[batch.targets != -100].square().mean()
         adam.zero_grad()

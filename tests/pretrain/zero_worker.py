@@ -44,7 +44,9 @@ def global_batch(step: int) -> Batch:
         targets[row, : (row * 3 + step) % 8] = -100
     valid = torch.ones(GLOBAL_BATCH, MODEL.max_seq_len, dtype=torch.bool)
     valid[step % 8, :5] = False
-    return Batch(tokens[:, :-1], targets, valid, torch.arange(GLOBAL_BATCH) + GLOBAL_BATCH * step)
+    documents = (torch.arange(valid.shape[1]) >= torch.arange(3, 3 + GLOBAL_BATCH)[:, None]).int()
+    indices = torch.arange(GLOBAL_BATCH) + GLOBAL_BATCH * step
+    return Batch(tokens[:, :-1], targets, valid, documents, indices)
 
 
 def learning_rate(step: int) -> float:
@@ -65,7 +67,7 @@ def main(output: Path) -> None:
         config = RunConfig(
             run={"dir": output, "seed": SEED},
             model=MODEL,
-            data={"corpus": output},
+            data={"corpus": str(output)},
             train={
                 "steps": STEPS,
                 "global_batch": GLOBAL_BATCH,
