@@ -10,7 +10,7 @@ import numpy as np
 
 from pretrain.schema import Section
 
-SAMPLE_BYTES = 8 << 20
+SAMPLE_BYTES = 2 << 20
 
 
 class Baselines(Section):
