@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -68,8 +66,8 @@ class MixtureSection(Section):
 class CacheSection(Section):
     """Where shards of remote corpora are kept on each node."""
 
-    dir: FilePath = Path(tempfile.gettempdir(), f"perceiver-ar-shards-{os.getuid()}")
-    """A folder on a local disk, shared by the node's ranks and runs."""
+    dir: FilePath | None = None
+    """A folder on a local disk, shared by the node's ranks and runs; by default in the system's temporary folder."""
     max_gib: Annotated[float, Field(gt=0)] = 50
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -163,7 +166,8 @@ def shard_cache(config: RunConfig, *locations: str) -> ShardCache | None:
     """Where the shards of corpora go that are URLs: one for them all, which share its room; None if all are local."""
     if not any("://" in location for location in locations):
         return None
-    return ShardCache(config.data.cache.dir, math.floor(config.data.cache.max_gib * 2**30))
+    folder = config.data.cache.dir or Path(tempfile.gettempdir(), f"perceiver-ar-shards-{os.getuid()}")
+    return ShardCache(folder, math.floor(config.data.cache.max_gib * 2**30))
 
 
 def corpus_locations(config: RunConfig) -> dict[str, tuple[str, str]]:

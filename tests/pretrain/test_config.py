@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from perceiver_ar.models.config import PRESETS, PerceiverARConfig
 from pretrain.config import RunConfig, dump_config, load_config
+from pretrain.data import corpus_locations
 from pretrain.errors import InputError
 from pretrain.schema import dump_yaml, load_yaml
 
@@ -99,6 +100,15 @@ def test_ready_configurations_are_good(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     (tmp_path / "dumped.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "dumped.yaml") == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_ready_configurations_name_corpora_that_can_be_prepared(path: Path) -> None:
+    prepared = {str(load_yaml(corpus)["out"]) for corpus in (ROOT / "configs" / "corpora").glob("*.yaml")}
+    config = load_config(path)
+    if config.data.stream is None:
+        for _, location in corpus_locations(config).values():
+            assert location in prepared or f"out={location}" in path.read_text()
 
 
 def test_line_number_of_a_syntax_error(tmp_path: Path) -> None:
