@@ -1,6 +1,11 @@
+import signal
+
 import pytest
 import torch
 from hypothesis import settings
+
+# Where the tests run in a shell's background, SIGINT is ignored, and processes they start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more about what else the machine is doing than about the code.
 settings.register_profile("project", deadline=None)
