@@ -14,14 +14,14 @@ from rich.console import Console
 
 from pretrain.console import MEGABYTES, show_progress
 from pretrain.corpus.direct.config import StreamConfig
-from pretrain.corpus.manifest import FORMAT, VERSION, Manifest, SourceEntry, SplitEntry, write_manifest
+from pretrain.corpus.manifest import SourceEntry
 from pretrain.corpus.sources.streamed_text import StreamedText
 from pretrain.corpus.sources.unit import Document
 from pretrain.corpus.splits import content_hash, hash_halves, is_validation
 from pretrain.corpus.stream import open_corpus
 from pretrain.corpus.tokenizers import Tokenizer, load_tokenizer
 from pretrain.corpus.writing.baselines import measure_baselines
-from pretrain.corpus.writing.files import write_tokenizer
+from pretrain.corpus.writing.corpus import finish_corpus, split_entry
 from pretrain.corpus.writing.folder import keep_only, publish, work_folder
 from pretrain.corpus.writing.hashes import fingerprint
 from pretrain.corpus.writing.shards import ShardWriter, token_dtype
@@ -113,20 +113,11 @@ def _write(
     held_out: HeldOut,
     folder: Path,
 ) -> None:
-    dtype = token_dtype(tokenizer.vocab_size)
     documents = held_out.documents.values()
     texts = [document.text for document in documents]
-    writer = ShardWriter(folder, "validation", dtype, SHARD_TOKENS)
+    writer = ShardWriter(folder, "validation", token_dtype(tokenizer.vocab_size), SHARD_TOKENS)
     for document, ids in zip(documents, tokenizer.encode_batch(texts), strict=True):
         writer.add(document.id, np.append(ids, tokenizer.end_id), len(document.text))
-    shards = writer.close()
-    split = SplitEntry(
-        tokens=sum(shard.tokens for shard in shards),
-        bytes=held_out.text_bytes,
-        documents=len(texts),
-        shards=shards,
-        baselines=measure_baselines(b"".join(texts)),
-    )
     source = SourceEntry(
         kind="stream",
         revision=revision,
@@ -136,24 +127,17 @@ def _write(
         duplicates=held_out.duplicates,
         bytes=held_out.text_bytes,
     )
-    manifest = Manifest(
-        format=FORMAT,
-        version=VERSION,
-        tokenizer=tokenizer.name,
-        tokenizer_hash=tokenizer.hash,
-        vocab_size=tokenizer.vocab_size,
-        end_id=tokenizer.end_id,
-        dtype=dtype,
+    finish_corpus(
+        folder,
+        tokenizer,
+        {"validation": split_entry(writer.close(), measure_baselines(b"".join(texts)))},
         shard_tokens=SHARD_TOKENS,
         fingerprint=_fingerprint(tokenizer, held_out),
         inputs=xxhash.xxh3_128_hexdigest(json.dumps([described, tokenizer.hash, revision]).encode()),
         licence=config.licence,
         sources=[source],
-        splits={"validation": split},
-        tokenizer_files=write_tokenizer(tokenizer, folder),
         config=described,
     )
-    write_manifest(manifest, folder)
 
 
 def _fingerprint(tokenizer: Tokenizer, held_out: HeldOut) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.corpus.manifest import ShardEntry, SplitEntry
+from pretrain.corpus.writing.corpus import split_entry
 from pretrain.corpus.writing.shards import Shard
 from pretrain.corpus.writing.tokenize import Part, check_part
 from pretrain.corpus.writing.units import RESULT, UnitResult, UnitRunner, WorkUnit
@@ -58,21 +59,10 @@ def assemble(plans: Sequence[ShardPlan], text_bytes: int, runner: UnitRunner) ->
         )
         for plan in plans
     ]
-    assembled: dict[str, list[AssembledShard]] = {}
+    assembled: dict[str, list[ShardEntry]] = {}
     for plan, shard in zip(plans, runner.finish("writing", work, AssembledShard, text_bytes), strict=True):
-        assembled.setdefault(plan.split, []).append(shard)
-    return {split: _split_entry(shards) for split, shards in assembled.items()}
-
-
-def _split_entry(shards: Sequence[AssembledShard]) -> SplitEntry:
-    entries = [shard.entry for shard in shards]
-    return SplitEntry(
-        tokens=sum(entry.tokens for entry in entries),
-        bytes=sum(entry.bytes for entry in entries),
-        documents=sum(entry.documents for entry in entries),
-        shards=entries,
-        baselines=None,
-    )
+        assembled.setdefault(plan.split, []).append(shard.entry)
+    return {split: split_entry(shards) for split, shards in assembled.items()}
 
 
 def plan_shards(

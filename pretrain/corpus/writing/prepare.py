@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 from rich.console import Console
 
-from pretrain.corpus.manifest import FORMAT, MANIFEST_FILE, VERSION, Manifest, SourceEntry, SplitEntry, write_manifest
+from pretrain.corpus.manifest import MANIFEST_FILE, Manifest, SourceEntry, SplitEntry
 from pretrain.corpus.sources.unit import Unit
 from pretrain.corpus.splits import threshold_for_both
 from pretrain.corpus.stream import open_corpus
@@ -32,6 +32,7 @@ from pretrain.corpus.writing.assemble import ShardPlan, assemble, plan_shards
 from pretrain.corpus.writing.baselines import SAMPLE_BYTES, Baselines, start_measuring
 from pretrain.corpus.writing.collect import Collected, collect, list_source_units, remove_other_units
 from pretrain.corpus.writing.config import PrepareConfig
+from pretrain.corpus.writing.corpus import finish_corpus
 from pretrain.corpus.writing.files import write_tokenizer
 from pretrain.corpus.writing.folder import keep_only, publish, remove_leftovers, temporary_files_in, work_folder
 from pretrain.corpus.writing.hashes import fingerprint, hash_inputs
@@ -187,24 +188,17 @@ class _Preparation:
         corpus.mkdir(exist_ok=True)
         splits = self._assemble(tokenized, corpus)
         splits["validation"] = splits["validation"].model_copy(update={"baselines": baselines.result()})
-        manifest = Manifest(
-            format=FORMAT,
-            version=VERSION,
-            tokenizer=self.tokenizer.name,
-            tokenizer_hash=self.tokenizer.hash,
-            vocab_size=self.tokenizer.vocab_size,
-            end_id=self.tokenizer.end_id,
-            dtype=self._dtype,
+        manifest = finish_corpus(
+            corpus,
+            self.tokenizer,
+            splits,
             shard_tokens=self._shard_tokens,
             fingerprint=tokenized.fingerprint,
             inputs=self.inputs,
             licence=" AND ".join(sorted({source.licence for source in self.config.sources})),
             sources=tokenized.sources,
-            splits=splits,
-            tokenizer_files=write_tokenizer(self.tokenizer, corpus),
             config=self.config.decisive(),
         )
-        write_manifest(manifest, corpus)
         publish(corpus, self.config.out)
         return manifest
 
