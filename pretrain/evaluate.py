@@ -23,16 +23,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
+from perceiver_ar.models.perceiver_ar import PerceiverARConfig
 from pretrain.command_line import ArgumentParser
 from pretrain.console import KILOTOKENS, show_progress
-from pretrain.corpus import Batch, Corpus, open_corpus
+from pretrain.corpus import Corpus, open_corpus
 from pretrain.data import mixture_weights, shard_cache, tokens_per_byte
 from pretrain.errors import DONE, InputError, run_command
-from pretrain.evaluation import EvaluationResult, Score, evaluate_stream, perplexity
+from pretrain.evaluation import EvaluationResult, evaluate_stream, perplexity
 from pretrain.files import replace_text
+from pretrain.tasks.causal_lm import CausalLM
 from pretrain.trained_model import TrainedModel
 
 EXAMPLES = """\
@@ -147,8 +147,8 @@ def score_split(
 ) -> dict[str, Any]:
     """Full pass, then the ablation: what `evaluation.json` holds about them. Losses are nats per token."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = trained.model().to(device, trained.dtype)
-    config = model.config
+    task = CausalLM(trained.model(), trained.config.run.seed).to(device, trained.dtype).eval()
+    config = trained.config.model
     stream, split = corpus.split(arguments.split), corpus.manifest.splits[arguments.split]
     stride = arguments.stride or config.max_latents
     windows = -(-(len(stream) - 1) // stride)
@@ -156,7 +156,7 @@ def score_split(
     ablated = min(covered, arguments.ablation_windows or covered)
     evaluate = partial(
         evaluate_stream,
-        scorer(model),
+        lambda batch: task(batch).nll,
         stream,
         context=config.max_seq_len,
         latents=config.max_latents,
@@ -191,21 +191,6 @@ def score_split(
             for reach, result in ablation.items()
         ],
     }
-
-
-def scorer(model: PerceiverAR) -> Score:
-    def score(batch: Batch) -> Tensor:
-        prefix_length = batch.input_ids.shape[1] - batch.targets.shape[1]
-        loss = model(
-            batch.input_ids,
-            prefix_length,
-            key_valid=batch.key_valid,
-            segments=batch.segments,
-            targets=batch.targets,
-        ).loss
-        return loss.nll.view_as(batch.targets)
-
-    return score
 
 
 def prefix_tokens(config: PerceiverARConfig, reach: float) -> int:

@@ -14,6 +14,7 @@ from pretrain.corpus import Batch, TokenStream
 from pretrain.corpus.manifest import SplitEntry
 from pretrain.corpus.writing.shards import ShardWriter
 from pretrain.evaluation import EvaluationResult, evaluate_stream, spread_evenly
+from pretrain.tasks.causal_lm import CausalLM
 
 CONTEXT, LATENTS, PREFIX = 20, 8, 12
 TOKENS = 101
@@ -51,18 +52,8 @@ def model() -> PerceiverAR:
 
 @pytest.fixture(scope="module")
 def score(model: PerceiverAR) -> Callable[..., Tensor]:
-    def score(batch: Batch) -> Tensor:
-        prefix_length = batch.input_ids.shape[1] - batch.targets.shape[1]
-        loss = model(
-            batch.input_ids,
-            prefix_length,
-            key_valid=batch.key_valid,
-            segments=batch.segments,
-            targets=batch.targets,
-        ).loss
-        return loss.nll.view_as(batch.targets)
-
-    return score
+    task = CausalLM(model, seed=0).eval()
+    return lambda batch: task(batch).nll
 
 
 @pytest.fixture
