@@ -112,6 +112,7 @@ def _check_division(streams: int, global_batch: int, micro_batch: int, world_siz
 
 
 def _fingerprint(config: StreamConfig, text: StreamedText, tokenizer: Tokenizer, context: int, latents: int) -> str:
-    """Of all that decides which tokens a window holds."""
+    """Of all that decides which tokens a window holds. Local files may move and be copied, hence not their times."""
+    files = (text.names, [] if text.revision else text.sizes())  # a commit is part of its files' names
     settings = (config.field, config.streams, config.validation_fraction, tokenizer.hash, tokenizer.end_id)
-    return xxhash.xxh64_hexdigest(repr((text.names, *settings, context, latents)).encode())
+    return xxhash.xxh64_hexdigest(repr((files, *settings, context, latents)).encode())

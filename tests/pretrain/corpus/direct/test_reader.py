@@ -1,6 +1,7 @@
 import functools
 import json
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -163,6 +164,14 @@ def test_states_of_other_data_are_refused(config, tmp_path, write_files):
     ]:
         with pytest.raises(InputError, match=r"^data\.stream: the run to resume was trained on other files, or"):
             open_reader(config.model_copy(update=changed), start_step=2, states=states, **settings)
+    same_names = shutil.copytree(config.dataset, tmp_path / "same_names")
+    with open_reader(config.model_copy(update={"dataset": str(same_names)}), start_step=2, states=states) as reader:
+        assert next(reader).step == 2
+    changed_file = min(path for path in same_names.iterdir() if path.is_file())
+    write_files(tmp_path / "longer", [["abc"] * 99], changed_file.suffix.removeprefix("."))
+    shutil.copy(min((tmp_path / "longer").iterdir()), changed_file)
+    with pytest.raises(InputError, match="the run to resume"):
+        open_reader(config.model_copy(update={"dataset": str(same_names)}), start_step=2, states=states)
     with pytest.raises(InputError, match="the run to resume"):
         open_reader(config, start_step=2, states={name: states[name] for name in "0123"})
 
