@@ -143,8 +143,6 @@ class TrainSection(Section):
     attention: Literal["auto", "sdpa", "reference"] = "auto"
     """`auto` takes a flash kernel wherever one serves."""
     compile: bool = False
-    max_skipped_steps: PositiveInt = 20
-    """Steps in a row with non-finite gradients after which training stops."""
 
     @field_validator("micro_batch")
     @classmethod
@@ -207,9 +205,49 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
+    """When the run's state is saved, and which of the checkpoints stay."""
+
     every: Count = 1000
-    """Steps between checkpoints; 0 saves only at the end."""
+    """Steps between checkpoints; 0 saves at the end, and by `every_minutes`."""
+    every_minutes: Annotated[float, Field(gt=0)] | None = None
+    """Minutes since the last checkpoint after which another is due."""
     keep: PositiveInt = 3
+    """The newest that many stay."""
+    keep_every: Count = 0
+    """Those whose step is a multiple of it stay for ever; 0 for none."""
+    keep_best: bool = True
+    """Of those at a step that was validated, the one with the lowest loss stays."""
+    background: bool = True
+    """Copy the state to host memory and write it while training goes on."""
+    max_failures: PositiveInt = 5
+    """Saves in a row that the file system may refuse before the run ends."""
+
+
+class StabilitySection(Section):
+    """What counts as a bad step, and when bad steps end the run. Steps that are not finite are always skipped."""
+
+    window: Annotated[int, Field(ge=8)] = 128
+    """Applied steps that a step is compared with; as many go by before spikes are looked for."""
+    sigmas: Annotated[float, Field(gt=0)] | None = 8.0
+    """A loss or gradient norm that many robust standard deviations above the window's median is a spike, and its step is
+    skipped; null looks for none."""
+    max_skipped_steps: PositiveInt = 20
+    """Skipped steps in a row after which training stops."""
+    max_rise: Annotated[float, Field(gt=1)] | None = 1.5
+    """Training stops where the window's median loss is that many times the lowest it has been; null never does."""
+
+
+class WatchdogSection(Section):
+    """Seconds without a sign of progress after which a run ends with the stacks of all its threads."""
+
+    setup: Annotated[float, Field(gt=0)] = 1800
+    """From a rank's start to the end of its first step: joining, loading, compiling."""
+    step: Annotated[float, Field(gt=0)] = 900
+    """For a step, and for the validation of one corpus."""
+    save: Annotated[float, Field(gt=0)] = 1800
+    """For a checkpoint that training waits for."""
+    dead_rank: Annotated[float, Field(gt=0)] = 60
+    """Without a heartbeat of another rank, on whatever node."""
 
 
 class LoggingSection(Section):
@@ -229,6 +267,8 @@ class RunConfig(Section):
     schedule: ScheduleSection = ScheduleSection()
     evaluation: EvaluationSection = EvaluationSection()
     checkpoint: CheckpointSection = CheckpointSection()
+    stability: StabilitySection = StabilitySection()
+    watchdog: WatchdogSection = WatchdogSection()
     logging: LoggingSection = LoggingSection()
 
     @field_validator("model", mode="before")

@@ -133,7 +133,7 @@ class Run:
             progress.data_state = batch.state
             self._interval.took(time.perf_counter() - started, batch.wait)
 
-            if progress.skipped_in_a_row >= train.max_skipped_steps:
+            if progress.skipped_in_a_row >= config.stability.max_skipped_steps:
                 _say(self.ranks, self._why_aborted(), file=sys.stderr)
                 return ABORTED
             if self._due(config.logging.every):
@@ -283,10 +283,10 @@ class Run:
         return time.perf_counter() - self._clock
 
     def _why_aborted(self) -> str:
-        limit, step = self.config.train.max_skipped_steps, self.progress.step
+        limit, step = self.config.stability.max_skipped_steps, self.progress.step
         return (
             f"aborted: no update in {limit} steps, {step - limit + 1} to {step}, as their gradients were not finite "
-            f"(train.max_skipped_steps: {limit}); a lower optimizer.lr may help"
+            f"(stability.max_skipped_steps: {limit}); a lower optimizer.lr may help"
         )
 
 

@@ -34,9 +34,10 @@ MAY_CHANGE = (
     "train.activation_checkpointing",
     "train.attention",
     "train.compile",
-    "train.max_skipped_steps",
     "evaluation",
     "checkpoint",
+    "stability",
+    "watchdog",
     "logging",
 )
 """Fields, with all below them, that a run may go on with other values of: they do not decide what it computes."""

@@ -103,7 +103,7 @@ def write_run(corpus: Path) -> Callable[..., Path]:
         run["model"] |= {"num_layers": 1, "prefix_dropout": 0.3}
         for name, value in fields.items():
             section, _, field = name.partition("__")
-            run[section][field] = value
+            run.setdefault(section, {})[field] = value
         path = folder.with_suffix(".yaml")
         path.write_text(json.dumps(run))
         return path
