@@ -23,7 +23,7 @@ from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.errors import InputError
 from pretrain.hardware import matmul_peak, peak_memory_gib
-from pretrain.loop import train_step
+from pretrain.training_step import train_step
 from pretrain.progress import Progress
 from pretrain.startup import DTYPES, build_task
 

@@ -10,7 +10,7 @@ from pretrain.config import RunConfig
 from pretrain.corpus import Batch
 from pretrain.distributed import join, leave
 from pretrain.engine import Engine
-from pretrain.loop import train_step
+from pretrain.training_step import train_step
 from pretrain.tasks.causal_lm import CausalLM
 
 SEED = 5
