@@ -23,9 +23,9 @@ from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.errors import InputError
 from pretrain.hardware import matmul_peak, peak_memory_gib
-from pretrain.training_step import train_step
 from pretrain.progress import Progress
 from pretrain.startup import DTYPES, build_task
+from pretrain.training_step import train_step
 
 BASELINE = "reference"
 """Attention as einsum, softmax, einsum."""

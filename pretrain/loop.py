@@ -6,19 +6,14 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TextIO
 
-import torch
-from torch import Tensor
-
 from perceiver_ar.cost import training_flops_per_token
 from pretrain.checkpoint import restore_checkpoint, save_checkpoint
 from pretrain.config import RunConfig
-from pretrain.corpus import Batch, StepBatch, global_hash
+from pretrain.corpus import StepBatch, global_hash
 from pretrain.corpus.reader import StepReader
 from pretrain.data import TrainingData, describe_data, mixture_weights, open_data, tokens_per_byte
 from pretrain.distributed import Ranks, RanksError, StopRequest, join

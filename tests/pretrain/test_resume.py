@@ -140,7 +140,9 @@ def test_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path, write_run, sta
 
 
 def test_divergence_ends_with_code_3(tmp_path, write_run, start_ranks, finish_ranks):
-    config = write_run(tmp_path / "run", optimizer__lr=1e30, stability__max_skipped_steps=3, train__gradient_clipping=0.0)
+    config = write_run(
+        tmp_path / "run", optimizer__lr=1e30, stability__max_skipped_steps=3, train__gradient_clipping=0.0
+    )
     output = finish_ranks(start_ranks([*TRAIN, config], 1), code=3)
     last = records(tmp_path / "run")[-1]
     assert last["skipped_steps"] >= 2

@@ -10,8 +10,8 @@ from pretrain.config import RunConfig
 from pretrain.corpus import Batch
 from pretrain.distributed import join, leave
 from pretrain.engine import Engine
-from pretrain.training_step import train_step
 from pretrain.tasks.causal_lm import CausalLM
+from pretrain.training_step import train_step
 
 SEED = 5
 STEPS = 20
