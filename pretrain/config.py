@@ -229,8 +229,8 @@ class StabilitySection(Section):
     window: Annotated[int, Field(ge=8)] = 128
     """Applied steps that a step is compared with; as many go by before spikes are looked for."""
     sigmas: Annotated[float, Field(gt=0)] | None = 8.0
-    """A loss or gradient norm that many robust standard deviations above the window's median is a spike, and its step is
-    skipped; null looks for none."""
+    """A loss or gradient norm that many robust standard deviations above the window's median is a spike: its step is
+    skipped. null looks for none."""
     max_skipped_steps: PositiveInt = 20
     """Skipped steps in a row after which training stops."""
     max_rise: Annotated[float, Field(gt=1)] | None = 1.5
