@@ -26,6 +26,7 @@ setup(
         "protobuf>=5",  # reads SentencePiece models
         "numpy>=2.0",
         "pydantic>=2.14,<3",
+        "psutil>=7",
         "PyYAML>=6.0",
         "rich>=14",
         "xxhash>=3.5",
@@ -47,6 +48,7 @@ setup(
             "ruff>=0.17",
             "mypy>=2.0",
             "types-PyYAML>=6.0",
+            "types-psutil>=7",
         ],
     },
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 DONE = 0
+FAILED = 1
 BAD_INPUT = 2
 ABORTED = 3
 STOPPED = 75
@@ -14,6 +15,10 @@ STOPPED = 75
 
 class InputError(Exception):
     """Something the user wrote or pointed to is wrong; the message names it and says what would be right."""
+
+
+class TrainingAborted(Exception):
+    """Numbers have gone bad, on every rank alike; the message says how and what to look at."""
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:

@@ -1,28 +1,19 @@
-"""The processes of a run: how they find each other, agree and leave."""
+"""This process's place among the processes of a run, and how they agree."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import timedelta
-from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import distributed_c10d
 
 from pretrain.errors import InputError
 
 T = TypeVar("T")
-
-COLLECTIVE_TIMEOUT = timedelta(minutes=15)
-"""How long a rank waits for the others before the run fails; rank 0 writes a checkpoint within it."""
 
 
 @dataclass(frozen=True)
@@ -88,59 +79,3 @@ class Ranks:
 
 class RanksError(InputError):
     """Raised on every rank alike: it is enough if one of them tells."""
-
-
-def join() -> Ranks:
-    """Join the processes that RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT name; alone without them."""
-    alone = "RANK" not in os.environ
-    rank, size, local_rank = (int(os.environ.setdefault(k, v)) for k, v in _ALONE.items())
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", local_rank) if cuda else torch.device("cpu")
-    if cuda:
-        torch.cuda.set_device(device)
-    if not dist.is_initialized():
-        dist.init_process_group(
-            "nccl" if cuda else "gloo",
-            store=dist.HashStore() if alone else None,
-            rank=rank,
-            world_size=size,
-            timeout=COLLECTIVE_TIMEOUT,
-        )
-    group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT) if cuda else dist.group.WORLD
-    assert group is not None
-    return Ranks(rank, size, device, group)
-
-
-_ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-
-
-def set_timeouts() -> None:
-    """Give every process group the run's timeout: groups do not inherit the default group's."""
-    for group in list(distributed_c10d._world.pg_map):
-        distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT, group)
-
-
-def leave(code: int) -> NoReturn:
-    """End this process with `code`, at once: gloo's threads abort some ordinary exits of processes that are done."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-class StopRequest:
-    """True once SIGTERM, SIGUSR1 or SIGINT has asked the process to end. A second SIGINT interrupts it at once."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._receive)
-
-    def __bool__(self) -> bool:
-        return self.received is not None
-
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
