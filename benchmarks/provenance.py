@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from pretrain.version import code_version
 
 
 def provenance(device: torch.device, ranks: int) -> dict[str, str]:
@@ -34,9 +35,5 @@ def _hardware(device: torch.device, ranks: int) -> str:
 
 
 def _commit() -> str:
-    commit, changes = _git("rev-parse", "--short=12", "HEAD"), _git("status", "--porcelain")
-    return f"{commit or 'unknown'}{' with uncommitted changes' if changes else ''}"
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    code = code_version()
+    return f"{code.commit or 'unknown'}{' with uncommitted changes' if code.modified else ''}"

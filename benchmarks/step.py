@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
     config = load_config(arguments.config, arguments.overrides)
     from benchmarks.step_timing import measure  # imports DeepSpeed, which takes seconds
 
-    ranks = join()
+    ranks = join(config.watchdog)
     result = provenance(ranks.device, ranks.size) | measure(config, ranks, arguments.steps)
     if ranks.is_main:
         print_report(result, config)

@@ -11,6 +11,7 @@ from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,12 +19,13 @@ from perceiver_ar.blocks.attend import describe_backend, use_backend
 from perceiver_ar.cost import count_parameters, training_flops_per_token
 from pretrain.config import RunConfig
 from pretrain.corpus import Batch, StepBatch
+from pretrain.corpus.samples import rows_of_rank
 from pretrain.data import PreparedData, corpus_locations
 from pretrain.distributed import Ranks
-from pretrain.engine import Engine
-from pretrain.errors import InputError
+from pretrain.engine import Engine, Judge, Update
 from pretrain.hardware import matmul_peak, peak_memory_gib
 from pretrain.progress import Progress
+from pretrain.stability import not_finite
 from pretrain.startup import DTYPES, build_task
 from pretrain.training_step import train_step
 
@@ -49,8 +51,8 @@ class TimedEngine(Engine):
         super().backward(loss, last=last)
         self._mark("backward")
 
-    def step(self, lr: float) -> tuple[bool, float]:
-        result = super().step(lr)
+    def step(self, lr: float, loss: Tensor, judge: Judge) -> Update:
+        result = super().step(lr, loss, judge)
         self._mark("optimizer")
         return result
 
@@ -89,7 +91,7 @@ def timed_step(engine: TimedEngine, batches: Iterator[StepBatch], config: RunCon
     batch = next(batches)
     engine.start()
     tokens = config.train.global_batch * config.model.max_latents
-    train_step(engine, batch.micro_batches, tokens, config.optimizer.lr, config.run.seed)
+    train_step(engine, batch.micro_batches, tokens, config.optimizer.lr, config.run.seed, not_finite)
     phases = engine.finish()
     return {"step": time.perf_counter() - began, "wait": batch.wait, **phases}
 
@@ -151,25 +153,19 @@ def summarize(arm: Arm, config: RunConfig, peak: float) -> dict[str, Any]:
 def open_batches(config: RunConfig, ranks: Ranks, steps: int) -> tuple[str, Any]:
     """Where the tokens come from, and a context manager for this rank's batches of them: the run's corpus or, before it
     is prepared, random tokens."""
-    train = config.train
-    if train.global_batch % (train.micro_batch * ranks.size):
-        raise InputError(
-            f"train.global_batch: {train.global_batch} must be a multiple of "
-            f"train.micro_batch ({train.micro_batch}) x ranks ({ranks.size}) = {train.micro_batch * ranks.size}"
-        )
+    rows = rows_of_rank(config.train.global_batch, config.train.micro_batch, ranks.rank, ranks.size)
     locations = [location for _, location in corpus_locations(config).values()]
     if config.data.stream is not None or not all("://" in place or Path(place).exists() for place in locations):
-        return "random tokens", nullcontext(random_batches(config, ranks))
-    reading = config.model_copy(update={"train": train.model_copy(update={"steps": steps})})
+        return "random tokens", nullcontext(random_batches(config, rows))
+    reading = config.model_copy(update={"train": config.train.model_copy(update={"steps": steps})})
     return ", ".join(locations), PreparedData(reading).reader(ranks, Progress())
 
 
-def random_batches(config: RunConfig, ranks: Ranks) -> Iterator[StepBatch]:
+def random_batches(config: RunConfig, rows: np.ndarray) -> Iterator[StepBatch]:
     """The same random batch at every step: it costs what text costs, save reading it."""
     train, model = config.train, config.model
     micro_batches = []
-    for first in range(0, train.global_batch // ranks.size, train.micro_batch):
+    for samples in torch.from_numpy(rows).split(train.micro_batch):
         tokens = torch.randint(model.vocab_size, (train.micro_batch, model.max_seq_len + 1))
-        samples = torch.arange(first, first + train.micro_batch)
         micro_batches.append(Batch(tokens[:, :-1], tokens[:, -model.max_latents :], None, None, samples))
     return repeat(StepBatch(0, micro_batches, wait=0.0, state=None))

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from perceiver_ar.blocks.attend import describe_backend, use_backend
 from perceiver_ar.cost import training_flops_per_token
 from perceiver_ar.models.perceiver_ar import PerceiverAR
-from pretrain.checkpoint import checkpoint_path, latest_checkpoint, load_weights, step_of
+from pretrain.checkpoint import load_weights
 from pretrain.config import RunConfig
-from pretrain.distributed import Ranks
+from pretrain.distributed import Ranks, RanksError
 from pretrain.engine import Engine, accumulation_steps
 from pretrain.progress import Progress
 from pretrain.tasks.causal_lm import CausalLM
@@ -20,22 +22,30 @@ from pretrain.tasks.causal_lm import CausalLM
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def agree_on_checkpoint(run_dir: Path, ranks: Ranks) -> Path | None:
-    """The checkpoint to go on from: rank 0 reads and checks them all, the others take its word. Collective."""
-    checkpoint = latest_checkpoint(run_dir) if ranks.is_main else None
-    step = int(ranks.max(-1 if checkpoint is None else step_of(checkpoint)))
-    return None if step < 0 else checkpoint_path(run_dir, step)
-
-
 def build_task(config: RunConfig, checkpoint: Path | None) -> CausalLM:
-    """The model on the CPU in fp32: new from the run's seed, or with a checkpoint's weights."""
+    """The model on the CPU in fp32: new from the run's seed, or with a checkpoint's weights.
+
+    Raises RanksError where these are another model's.
+    """
     use_backend(config.train.attention)
     torch.manual_seed(config.run.seed)
     model = PerceiverAR(config.model)
     if checkpoint is not None:
-        model.load_state_dict(load_weights(checkpoint)[1])
+        weights = load_weights(checkpoint)[1]
+        _check_shapes(weights, dict(model.named_parameters()), checkpoint)
+        model.load_state_dict(weights)
     model.activation_checkpointing = config.train.activation_checkpointing
     return CausalLM(model, config.run.seed)
+
+
+def _check_shapes(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], checkpoint: Path) -> None:
+    for name in [*wanted, *saved]:
+        ours, theirs = (tuple(of[name].shape) if name in of else "absent" for of in (wanted, saved))
+        if ours != theirs:
+            raise RanksError(
+                f"model: {name} is {ours} by the configuration but {theirs} in {checkpoint}; a run keeps its model: "
+                "choose another run.dir for another one"
+            )
 
 
 def banner(config: RunConfig, ranks: Ranks, engine: Engine, progress: Progress, checkpoint: Path | None) -> str:

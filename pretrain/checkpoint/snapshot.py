@@ -1,0 +1,31 @@
+"""A copy of a rank's state that training cannot change while it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from pretrain.checkpoint.layout import Piece
+
+
+class HostBuffer:
+    """Host memory for the pieces of one rank, allocated at the first copy and used again by the next."""
+
+    def __init__(self) -> None:
+        self._memory: torch.Tensor | None = None
+
+    def copy(self, pieces: Sequence[Piece]) -> list[Piece]:
+        """The same pieces in this memory. They hold until the next call, which must have pieces of the same sizes."""
+        sizes = [piece.tensor.numel() for piece in pieces]
+        cuda = torch.cuda.is_available()
+        if self._memory is None:
+            self._memory = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=cuda)
+        copies = []
+        for piece, memory in zip(pieces, self._memory.split(sizes), strict=True):
+            memory.copy_(piece.tensor, non_blocking=True)
+            copies.append(dataclasses.replace(piece, tensor=memory))
+        if cuda:
+            torch.cuda.synchronize()
+        return copies
