@@ -16,6 +16,7 @@ INK = "#010203"
 """Drawn with, then replaced by the page's own text colour."""
 PALETTE = ("#4c8dd6", "#e07b39")
 """Readable on white and on black."""
+MARK = "#d64c4c"
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,15 @@ class Curve:
 
 
 def draw_curves(
-    title: str, curves: Sequence[Curve], levels: Mapping[str, float], *, identity: str, x_label: str = "step"
+    title: str,
+    curves: Sequence[Curve],
+    levels: Mapping[str, float],
+    marks: Mapping[str, Sequence[float]],
+    *,
+    identity: str,
+    x_label: str = "step",
 ) -> str:
-    """An ``<svg>`` element with `curves` and labelled horizontal lines at `levels`.
+    """An ``<svg>`` element with `curves`, labelled horizontal lines at `levels` and ticks above the x axis at `marks`.
 
     Its element ids begin with `identity`, so that several charts can stand on one page.
     """
@@ -43,6 +50,8 @@ def draw_curves(
         for curve, colour in zip(curves, PALETTE, strict=False):
             y = [float("nan") if value is None else value for value in curve.y]
             axes.plot(curve.x, y, color=colour, label=curve.label, linewidth=1.4, marker="o", markersize=2)
+        for name, places in marks.items():
+            axes.vlines(places, 0, 0.06, colors=MARK, label=name, transform=axes.get_xaxis_transform())
         for name, value in levels.items():
             axes.axhline(value, color=INK, linewidth=0.8, linestyle=":")
             place = axes.get_yaxis_transform()
@@ -52,7 +61,7 @@ def draw_curves(
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-        if any(curve.label for curve in curves):
+        if marks or any(curve.label for curve in curves):
             axes.legend(frameon=False)
         text = io.StringIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pretrain.checkpoint.layout import KINDS, Kind, Piece
 from pretrain.config import OptimizerSection, RunConfig
 from pretrain.corpus import Batch
 from pretrain.distributed import Ranks, set_timeouts
@@ -21,15 +24,8 @@ if not torch.cuda.is_available():
 
 import deepspeed
 from deepspeed.runtime import bf16_optimizer
-from deepspeed.utils import (
-    logger,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.runtime.zero import stage3, stage_1_and_2
+from deepspeed.utils import logger, safe_get_full_grad
 
 logger.setLevel(logging.ERROR)
 # It calls collectives by names that torch is renaming, and would be told so at every call.
@@ -39,12 +35,24 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # Its bf16 optimizer collects garbage and prints memory use six times while it is built.
 bf16_optimizer.see_memory_usage = lambda *args, **kwargs: None
 
-Kind = Literal["weight", "exp_avg", "exp_avg_sq"]
-"""What is kept for each parameter in fp32: itself and Adam's moments."""
+Judge = Callable[[float, float], str | None]
+"""Why a step with this loss and this gradient norm is not to be applied, or None. It must refuse what is not finite."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What came of a step."""
+
+    problem: str | None
+    """Why nothing has changed; None where the weights have been updated."""
+    loss: float
+    """Mean nats per target of the global batch."""
+    grad_norm: float
+    """Before clipping."""
 
 
 class Engine:
-    """A task trained by AdamW under DeepSpeed ZeRO 0-3, its state readable and writable as whole fp32 tensors.
+    """A task trained by AdamW under DeepSpeed ZeRO 0-3, its state readable and writable in fp32 pieces.
 
     `task.model` holds the weights; their names are those of its state dict at every ZeRO stage and number of ranks.
     """
@@ -81,59 +89,88 @@ class Engine:
         # DeepSpeed averages over ranks, and over micro-batches unless told not to.
         self._deepspeed.backward(loss * self.ranks.size, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> tuple[bool, float]:
-        """Update the weights at learning rate `lr`; (whether it did, the gradient norm before clipping).
+    def gradient_norms(self) -> dict[str, float]:
+        """The norm of each parameter's gradient, after a step's last `backward`. Collective."""
+        gradients = ((name, safe_get_full_grad(parameter)) for name, parameter in self._parameters.items())
+        return {name: float(torch.linalg.vector_norm(grad, dtype=torch.float64)) for name, grad in gradients}
 
-        A step whose gradients are not finite changes nothing, moments included. Collective.
+    def step(self, lr: float, loss: Tensor, judge: Judge) -> Update:
+        """Update the weights at learning rate `lr` if `judge` has nothing against it.
+
+        A step that is not applied changes nothing, moments and their step count included. Collective: ranks must give
+        judges and losses (scalars on their devices) that are alike.
         """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = lr
+        decision = _Decision(loss, judge)
         if self.stage == 0:
-            return self._plain_step()
-        self._deepspeed.step()
-        return self._deepspeed.was_step_applied(), float(self._deepspeed.get_global_grad_norm())
+            self._plain_step(decision)
+        else:
+            for module in (bf16_optimizer, stage_1_and_2, stage3):
+                module.is_invalid_grad_norm = decision
+            self._deepspeed.step()
+        if decision.update.problem is not None and self.stage in (1, 2):
+            self._forget_gradients()
+        return decision.update
 
-    def _plain_step(self) -> tuple[bool, float]:
+    def _plain_step(self, decision: _Decision) -> None:
         # Without ZeRO, DeepSpeed keeps no gradient norm in fp32 and applies steps that are not finite.
         # Added up in float64 like DeepSpeed's own: in fp32 it would be off by 1e-5 from 100,000 elements on.
         gradients = (p.grad for p in self._parameters.values() if p.grad is not None)
         norm = torch.stack([torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in gradients]).norm()
-        if finite := bool(norm.isfinite()):
-            self._deepspeed.step()
-        else:
+        if decision(norm):
             self._deepspeed.zero_grad()
-        return finite, float(norm)
+        else:
+            self._deepspeed.step()
 
-    def gather(self, name: str, kind: Kind) -> Tensor:
-        """One parameter's fp32 weight or moment, whole, on every rank. Collective."""
-        parameter = self._parameters[name]
-        if self.stage == 0:
-            return parameter.detach() if kind == "weight" else self._adam.state[parameter][kind]
-        if kind == "weight":
-            return safe_get_full_fp32_param(parameter)
-        return safe_get_full_optimizer_state(parameter, kind)
+    def _forget_gradients(self) -> None:
+        # Where the optimizer is offloaded, DeepSpeed adds the next step's bf16 gradients to those of a skipped one.
+        optimizer = self._deepspeed.optimizer
+        if isinstance(optimizer, stage_1_and_2.DeepSpeedZeroOptimizer):
+            for group in optimizer.averaged_gradients:
+                optimizer.averaged_gradients[group] = None
 
-    def restore(self, name: str, kind: Kind, value: Tensor) -> None:
-        """Set this rank's part of one parameter's fp32 weight or moment from the whole.
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of all weights and moments, live; all ranks' together hold every element exactly once."""
+        for held in self._held():
+            if self.stage == 0:  # where every rank holds everything
+                size = held.tensor.numel()
+                start, stop = (size * rank // self.ranks.size for rank in (self.ranks.rank, self.ranks.rank + 1))
+                held = Piece(held.kind, held.name, start, held.tensor[start:stop])
+            if held.tensor.numel():
+                yield held
+
+    def restore(self, read: Callable[[Kind, str, int, int], Tensor]) -> None:
+        """Set this rank's weights and moments from ``read(kind, name, start, stop)``, elements of flattened tensors.
 
         The low-precision copy for the forward pass stays as it is: give the task the weights before it is wrapped.
         """
-        parameter: Any = self._parameters[name]
+        for held in self._held():
+            held.tensor.copy_(read(held.kind, held.name, held.start, held.stop))
+
+    def _held(self) -> Iterator[Piece]:
+        """What this rank holds of every weight and moment, live."""
+        for name, parameter in self._parameters.items():
+            for kind in KINDS:
+                yield Piece(kind, name, *self._held_of(parameter, kind))
+
+    def _held_of(self, parameter: Any, kind: Kind) -> tuple[int, Tensor]:
+        """(first element, elements) that this rank holds of a flattened weight or moment."""
         if self.stage == 0:
-            self.gather(name, kind).copy_(value)
-        elif self.stage == 3:
-            # The `full` setters of ZeRO-3 cannot set a parameter that does not divide evenly over the ranks.
-            size = parameter.ds_tensor.numel()
-            padded = nn.functional.pad(value.flatten(), (0, size * self.ranks.size - value.numel()))
-            part = padded.narrow(0, size * self.ranks.rank, size)
-            if kind == "weight":
-                safe_set_local_fp32_param(parameter, part)
-            else:
-                safe_set_local_optimizer_state(parameter, part, kind)
-        elif kind == "weight":
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, kind)
+            whole = parameter if kind == "weight" else self._adam.state[parameter][kind]
+            return 0, whole.detach().view(-1)
+        key = None if kind == "weight" else kind
+        if self.stage == 3:
+            part, _ = self._deepspeed.optimizer._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=False, optim_state_key=key
+            )
+            start = part.numel() * self.ranks.rank
+            # The last ranks' parts end with padding, or consist of it.
+            return start, part.detach()[: max(0, parameter.ds_numel - start)]
+        fragment = parameter._hp_mapping
+        if fragment is None:
+            return 0, parameter.new_empty(0, dtype=torch.float32)
+        return fragment.lp_fragment_address.start, fragment.get_hp_fragment(key).detach()
 
     @property
     def adam_step(self) -> int:
@@ -164,6 +201,34 @@ class Engine:
         else:
             for group in self._adam.param_groups:
                 yield from group["params"]
+
+
+class _Decision:
+    """Whether a step is skipped, in place of DeepSpeed's `is_invalid_grad_norm`, which all its optimizers ask.
+
+    They do so where the host has to wait for the device anyway: the loss comes over with the norm, and what asks again
+    in the same step waits no more.
+    """
+
+    def __init__(self, loss: Tensor, judge: Judge) -> None:
+        self._loss, self._judge = loss, judge
+        self._update: Update | None = None
+
+    def __call__(self, norm: Tensor) -> bool:
+        return self._decide(norm).problem is not None
+
+    @property
+    def update(self) -> Update:
+        # DeepSpeed drops a step whose bf16 gradients overflow without taking their norm.
+        return self._update or self._decide(torch.tensor(math.inf))
+
+    def _decide(self, norm: Tensor) -> Update:
+        if self._update is None:
+            loss, grad_norm = torch.stack([self._loss, norm.to(self._loss)]).tolist()
+            if grad_norm < 0:  # as DeepSpeed writes norms that are not finite
+                grad_norm = math.inf
+            self._update = Update(self._judge(loss, grad_norm), loss, grad_norm)
+        return self._update
 
 
 def build_adamw(task: CausalLM, section: OptimizerSection, *, offload: bool) -> torch.optim.Optimizer:

@@ -23,6 +23,7 @@ from pretrain.metrics import Record, read_records
 
 EXAMPLES = "  python pretrain/report.py runs/demo"
 
+LOSS, GRADIENT_NORM = "Loss, bits per byte", "Gradient norm"
 BASELINES = {"order_0": "order-0 entropy", "order_2": "order-2 entropy", "xz": "xz"}
 
 STYLE = """
@@ -54,7 +55,7 @@ def write_report(run_dir: Path) -> Path:
     if not path.is_file():
         raise InputError(f"{run_dir}: not a run directory, it has no metrics.jsonl")
     records = read_records(path)
-    if not records:
+    if all(record["kind"] == "skipped" for record in records):
         raise InputError(f"{path}: empty; log at least one step first")
     evaluation = _read_json(run_dir / "evaluation.json")
     sections = [
@@ -74,6 +75,8 @@ def write_report(run_dir: Path) -> Path:
 def _figures(records: list[Record], evaluation: dict[str, Any] | None) -> Iterable[str]:
     train = [record for record in records if record["kind"] == "train"]
     validation = [record for record in records if record["kind"] == "validation"]
+    skipped = [record["step"] for record in records if record["kind"] == "skipped"]
+    marks = {"skipped": skipped} if skipped else {}
 
     def curve(key: str, label: str = "", of: list[Record] = train, scale: float = 1) -> Curve:
         points = [(record["step"], record.get(key)) for record in of]
@@ -83,20 +86,22 @@ def _figures(records: list[Record], evaluation: dict[str, Any] | None) -> Iterab
     levels = _baselines(corpora[0]) if len(corpora) == 1 else {}
     both = [curve("bits_per_byte", "training"), curve("bits_per_byte", "validation", validation)]
     figures: dict[str, tuple[list[Curve], dict[str, float]]] = {
-        "Loss, bits per byte": (both, levels),
+        LOSS: (both, levels),
         "Learning rate": ([curve("lr")], {}),
-        "Gradient norm": ([curve("grad_norm")], {}),
+        GRADIENT_NORM: ([curve("grad_norm")], {}),
         "Trained tokens per second": ([curve("tokens_per_second")], {}),
         "Model FLOPs utilisation, %": ([curve("mfu", scale=100)], {}),
         "Peak memory, GiB": ([curve("memory_gib")], {}),
         "Waiting for data, % of time": ([curve("data_wait", scale=100)], {}),
     }
     for number, (title, (curves, horizontals)) in enumerate(figures.items()):
-        drawing = draw_curves(title, curves, horizontals, identity=f"curve{number}")
+        marked = marks if title in (LOSS, GRADIENT_NORM) else {}
+        drawing = draw_curves(title, curves, horizontals, marked, identity=f"curve{number}")
         yield f"<figure>{drawing}</figure>"
 
 
 def _final_numbers(records: list[Record], evaluation: dict[str, Any] | None) -> Iterable[Sequence[str]]:
+    records = [record for record in records if record["kind"] != "skipped"]
     last = {record["kind"]: record for record in records}
     seconds = max(record["seconds"] for record in records)
     yield "steps", f"{records[-1]['step']:,}"
@@ -147,7 +152,7 @@ def _evaluation_sections(corpus: str, evaluation: dict[str, Any]) -> Iterable[tu
     points = [(span * (i + 0.5), y) for i, y in enumerate(positions) if y is not None]
     curve = Curve("", [x for x, _ in points], [y for _, y in points])
     drawing = draw_curves(
-        "Nats per token", [curve], {}, identity=f"positions-{corpus}", x_label="latent, first to last"
+        "Nats per token", [curve], {}, {}, identity=f"positions-{corpus}", x_label="latent, first to last"
     )
     yield f"Loss by position among the latents: {corpus}", f'<div class="curves"><figure>{drawing}</figure></div>'
 

@@ -115,6 +115,21 @@ def test_draws_every_curve_of_a_run_with_gaps(tmp_path: Path) -> None:
     assert {"training", "validation", "2.1640", "not finite", "50,000"} <= set(page.text)
 
 
+def test_marks_skipped_steps(tmp_path: Path) -> None:
+    skipped = {"kind": "skipped", "step": 15, "problem": "loss not finite", "loss": None, "grad_norm": None}
+    skipped |= {"samples": [56, 59], "worst_samples": [{"sample": 58, "loss": None}]}
+    records = [train_record(10), skipped, train_record(20, skipped_steps=1)]
+    write_metrics(tmp_path / "run", records)
+    write_metrics(tmp_path / "other", [records[0], records[2]])
+
+    page, unmarked = (Page(write_report(tmp_path / name).read_text()) for name in ("run", "other"))
+
+    more = {title: page.charts[title] - unmarked.charts[title] for title in TITLES}
+    assert {title for title, paths in more.items() if paths} == {"Loss, bits per byte", "Gradient norm"}
+    assert page.text.count("skipped") == 2
+    assert "20" in page.text
+
+
 def test_shows_evaluation_sample_and_configuration(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_metrics(run, [train_record(10)])

@@ -1,0 +1,137 @@
+"""A step of a run, taken once more and looked into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from pretrain.checkpoint import restore_checkpoint
+from pretrain.config import RunConfig
+from pretrain.corpus import StepBatch
+from pretrain.corpus.windows import IGNORED
+from pretrain.data import PreparedData, TrainingData, describe_data, open_data
+from pretrain.distributed import Ranks
+from pretrain.engine import Engine, Judge, Update
+from pretrain.metrics import Record
+from pretrain.progress import Progress, read_progress
+from pretrain.schedule import learning_rate
+from pretrain.stability import StabilityGuard
+from pretrain.startup import build_task
+from pretrain.training_step import StepResult, count_targets, finite_or_none, guarded_step, sample_losses, worst
+
+
+class InspectedEngine(Engine):
+    """Remembers, where asked to, the gradient norm of each parameter."""
+
+    inspecting = False
+    parameter_norms: dict[str, float]
+
+    def step(self, lr: float, loss: Tensor, judge: Judge) -> Update:
+        if self.inspecting:
+            self.parameter_norms = self.gradient_norms()
+        return super().step(lr, loss, judge)
+
+
+def inspect_step(config: RunConfig, checkpoint: Path | None, step: int, top: int, ranks: Ranks) -> Record:
+    """Take a run's steps from a checkpoint (None: from its beginning) up to `step`, and look into that one.
+
+    The record is JSON-able, the same on every rank, and has at most `top` samples and parameters; what is not finite is
+    None in it. Nothing is written. Collective. Raises InputError.
+    """
+    data = open_data(config, ranks)
+    progress = Progress()
+    if checkpoint is not None:
+        fingerprints = describe_data(data.corpora)["fingerprints"]
+        progress = ranks.together(partial(read_progress, checkpoint, fingerprints))
+    # Hooks see into modules, not into what they are compiled to.
+    config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
+    task = build_task(config, checkpoint)
+    engine = InspectedEngine(task, config, ranks)
+    if checkpoint is not None:
+        restore_checkpoint(checkpoint, engine)
+    engine.train()
+    guard = StabilityGuard(config.stability, progress.stability)
+    with ranks.together(partial(data.reader, ranks, progress)) as reader:
+        for number in range(progress.step + 1, step):
+            _take(engine, ranks.together(partial(next, reader)), number, config, guard)
+        batch = ranks.together(partial(next, reader))
+        engine.inspecting = True
+        with watching_outputs(task.model) as not_finite:
+            result = _take(engine, batch, step, config, guard)
+    found = [(name, rank) for rank, names in enumerate(ranks.gather(not_finite)) for name in names[:1]]
+    return {
+        "step": step,
+        "from_step": progress.step,
+        "lr": learning_rate(step, config.optimizer.lr, config.train.steps, config.schedule),
+        "loss": finite_or_none(result.loss),
+        "grad_norm": finite_or_none(result.grad_norm),
+        "problem": result.problem,
+        "not_finite": [{"module": name, "rank": rank} for name, rank in found],
+        "samples": _worst(result, batch, data, config, top, ranks),
+        "parameters": _steepest(engine.parameter_norms, top),
+    }
+
+
+def _take(engine: Engine, batch: StepBatch, step: int, config: RunConfig, guard: StabilityGuard) -> StepResult:
+    [tokens] = engine.ranks.sum(count_targets(batch.micro_batches))
+    lr = learning_rate(step, config.optimizer.lr, config.train.steps, config.schedule)
+    return guarded_step(engine, batch, int(tokens), lr, config, guard)
+
+
+@contextmanager
+def watching_outputs(model: nn.Module) -> Iterator[list[str]]:
+    """The names of modules as they give outputs that are not finite: of those within one another, the inner first."""
+    found: list[str] = []
+
+    def look(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if not all(tensor.isfinite().all() for tensor in tensors):
+            found.append(name)
+
+    handles = [
+        module.register_forward_hook(partial(look, name or "the model")) for name, module in model.named_modules()
+    ]
+    yield found
+    for handle in handles:
+        handle.remove()
+
+
+def _worst(
+    result: StepResult, batch: StepBatch, data: TrainingData, config: RunConfig, top: int, ranks: Ranks
+) -> list[Record]:
+    """The samples of the highest losses of all ranks, where they come from and what they say."""
+    mine = worst(sample_losses(result.row_losses, batch.micro_batches), lambda row: row.loss, top)
+    targets = torch.cat([micro_batch.targets for micro_batch in batch.micro_batches])
+    rows = torch.cat([micro_batch.indices for micro_batch in batch.micro_batches]).tolist()
+    tokenizer = next(iter(data.corpora.values())).tokenizer()
+    described = []
+    for row in mine:
+        ids = targets[rows.index(row.sample)]
+        text = tokenizer.decode(ids[ids != IGNORED].numpy())
+        described.append((row, {**_place(row.sample, data, config), "text": text}))
+    of_all = worst(chain.from_iterable(ranks.gather(described)), lambda pair: pair[0].loss, top)
+    return [{"sample": row.sample, "loss": finite_or_none(row.loss), **about} for row, about in of_all]
+
+
+def _place(sample: int, data: TrainingData, config: RunConfig) -> Record:
+    if isinstance(data, PreparedData):
+        plan = data.samples.plan(np.array([sample]))
+        part = data.samples.parts[int(plan.source[0])].name
+        return {"corpus": part, "window": int(plan.window[0]), "epoch": int(plan.epoch[0])}
+    assert config.data.stream is not None
+    batch = config.train.global_batch
+    return {"stream": sample % batch * config.data.stream.streams // batch}
+
+
+def _steepest(norms: dict[str, float], top: int) -> list[Record]:
+    steepest = worst(norms.items(), lambda item: item[1], top)
+    return [{"parameter": name, "grad_norm": finite_or_none(norm)} for name, norm in steepest]
