@@ -16,17 +16,25 @@ from typing import NoReturn
 
 from pretrain.command_line import ArgumentParser
 from pretrain.config import RunConfig, load_config
-from pretrain.errors import BAD_INPUT, DONE, InputError, run_command
+from pretrain.distributed.attempt import WORKER, reported_step
+from pretrain.distributed.ending import at_end
+from pretrain.distributed.stopping import StoppedEarly, StopRequest
+from pretrain.distributed.supervisor import Supervisor
+from pretrain.errors import ABORTED, BAD_INPUT, DONE, FAILED, STOPPED, InputError, TrainingAborted, run_command
+from pretrain.outcome import next_attempt, write_outcome
+from pretrain.output import keep_going_without_output
 from pretrain.preflight import check_run
 
 EXAMPLES = """\
   deepspeed pretrain/train.py --config configs/demo.yaml
   torchrun --nproc-per-node 8 pretrain/train.py --config configs/demo.yaml train.micro_batch=8
   python pretrain/train.py --config configs/demo.yaml run.dir=runs/second optimizer.lr=1e-3
+  deepspeed pretrain/train.py --config configs/demo.yaml --max-restarts 5
   python pretrain/train.py --config configs/demo.yaml --dry-run --ranks 64 --tokens-per-second 2e6
 
 Run the same command again to go on from the newest checkpoint in run.dir.
-Exit codes: 0 done, 2 bad input, 3 training aborted, 75 stopped on request with a checkpoint saved.
+Exit codes: 0 done, 1 failed, 2 bad input, 3 training aborted, 75 stopped on request with what was done saved.
+Launchers change them: outcome.json in run.dir has the run's own, and pretrain/status.py exits with it.
 """
 
 
@@ -34,6 +42,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the run's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replaces a value of the file")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start a rank that fails again from the newest checkpoint, N times at most",
+    )
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print what the run costs, start nothing"
     )
@@ -48,6 +63,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             raise InputError(f"{option}: goes with --dry-run only")
         if value is not None and not 0 < value < float("inf"):
             raise InputError(f"{option}: must be greater than 0, not {value}")
+    if arguments.max_restarts < 0:
+        raise InputError(f"--max-restarts: must be at least 0, not {arguments.max_restarts}")
     return arguments
 
 
@@ -62,27 +79,49 @@ def main(argv: Sequence[str]) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of its node see the same
             raise
         return BAD_INPUT
-    if not arguments.dry_run:
-        run(config, is_first_rank)
-    if is_first_rank:
-        from pretrain.dry_run import print_dry_run
+    if arguments.dry_run:
+        if is_first_rank:
+            from pretrain.dry_run import print_dry_run
 
-        print_dry_run(config, ranks, arguments.tokens_per_second)
-    return DONE
+            print_dry_run(config, ranks, arguments.tokens_per_second)
+        return DONE
+    keep_going_without_output()
+    if arguments.max_restarts > 0 and WORKER not in os.environ:
+        return Supervisor([sys.executable, *sys.orig_argv[1:]], config.run.dir, arguments.max_restarts).run()
+    run(config, is_first_rank)
 
 
 def run(config: RunConfig, is_first_rank: bool) -> NoReturn:
-    # DeepSpeed takes seconds to import: bad input is not to wait for it.
-    from pretrain.distributed import RanksError, leave
-    from pretrain.loop import train
+    """Train, and end this process with what came of it."""
+    stop = StopRequest()  # before anything slow: a signal now is not to end the process half-way
+    if is_first_rank:
+        outcome = next_attempt(config.run.dir)
+        write_outcome(config.run.dir, outcome)
+        at_end(lambda code, why: write_outcome(config.run.dir, outcome.with_end(code, reported_step(), why or None)))
+
+    # Torch and DeepSpeed take seconds to import: bad input is not to wait for them.
+    from pretrain.distributed import RanksError, leave, report_failure
 
     try:
-        code = train(config)
+        from pretrain.loop import train
+
+        code = train(config, stop)
+        message = (stop.reason or "another rank was asked to stop") if code == STOPPED else ""
     except InputError as error:
+        code, message = BAD_INPUT, str(error)
         if is_first_rank or not isinstance(error, RanksError):
             print(f"error: {error}", file=sys.stderr)
-        code = BAD_INPUT
-    leave(code)
+    except TrainingAborted as error:
+        code, message = ABORTED, str(error)
+        if is_first_rank:
+            print(message, file=sys.stderr)
+    except StoppedEarly as stopped:
+        code, message = STOPPED, str(stopped)
+        if is_first_rank:
+            print(message)
+    except BaseException as error:
+        code, message = FAILED, report_failure(error)
+    leave(code, message)
 
 
 if __name__ == "__main__":

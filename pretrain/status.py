@@ -1,0 +1,152 @@
+"""Say on one screen how a run is: its outcome, progress, rate, time left and checkpoints.
+
+The exit code is the run's own, and 0 while it runs: 0 done, 1 failed or killed, 2 bad input, 3 training aborted,
+75 stopped on request.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    # A script has its own folder first, where `config` or `evaluate` would shadow other packages' modules.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pretrain.command_line import ArgumentParser
+from pretrain.config import load_config
+from pretrain.errors import DONE, FAILED, InputError, run_command
+from pretrain.metrics import Record, read_records
+from pretrain.outcome import OUTCOME_FILE, Outcome, read_outcome
+from pretrain.preflight import CONFIG_FILE
+
+EXAMPLES = """\
+  python pretrain/status.py runs/demo
+  python pretrain/status.py runs/demo --verify
+"""
+
+RATE_RECORDS = 20
+"""The rate is that of the time since as many logged steps ago, validations and checkpoints included."""
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--verify", action="store_true", help="hash every checkpoint: is it whole?")
+    arguments = parser.parse_args(argv)
+    run_dir = arguments.run_dir
+    outcome = _final_outcome(run_dir)
+    table = Table.grid(padding=(0, 3, 0, 0))
+    for name, value in (
+        ("run", str(run_dir)),
+        *_outcome_rows(outcome),
+        *_progress_rows(run_dir, outcome),
+        *_checkpoint_rows(run_dir, arguments.verify),
+    ):
+        table.add_row(name, Text(value, overflow="fold"))
+    Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
+    return DONE if outcome.code is None else outcome.code
+
+
+def _final_outcome(run_dir: Path) -> Outcome:
+    """What the run has come to; a process that was killed could not say so itself."""
+    outcome = read_outcome(run_dir)
+    if outcome is None:
+        raise InputError(f"{run_dir}: not the directory of a run that was started, it has no {OUTCOME_FILE}")
+    if outcome.ended is not None or _may_live(outcome):
+        return outcome
+    latest = read_outcome(run_dir)  # it may have ended well just now
+    if latest is not None and latest.ended is not None:
+        return latest
+    message = f"pid {outcome.pid} on {outcome.host} is gone and could not say why; the same command goes on"
+    return replace(outcome, outcome="killed", code=FAILED, message=message)
+
+
+def _may_live(outcome: Outcome) -> bool:
+    """Whether the process that writes the outcome lives, as far as can be told from this host."""
+    if outcome.host != socket.gethostname():
+        return True
+    try:
+        # One that was created later has only got the same number.
+        return psutil.Process(outcome.pid).create_time() < datetime.fromisoformat(outcome.started).timestamp() + 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _outcome_rows(outcome: Outcome) -> Iterator[tuple[str, str]]:
+    when = f" at {_local(outcome.ended)}" if outcome.ended is not None else ""
+    who = f", pid {outcome.pid} on {outcome.host}" if outcome.code is None else f", exit code {outcome.code}"
+    yield "outcome", f"{outcome.outcome}{when}{who}"
+    if outcome.message is not None:
+        yield "", outcome.message
+    yield "attempt", f"{outcome.attempt}, started {_local(outcome.started)}"
+
+
+def _progress_rows(run_dir: Path, outcome: Outcome) -> Iterator[tuple[str, str]]:
+    metrics = run_dir / "metrics.jsonl"
+    records = read_records(metrics) if metrics.exists() else []
+    trained = [record for record in records if record["kind"] == "train"]
+    if not trained:
+        yield "step", "none logged yet"
+        return
+    last, steps = trained[-1], load_config(run_dir / CONFIG_FILE).train.steps
+    step = max(last["step"], outcome.step or 0)
+    yield "step", f"{step:,} of {steps:,} ({step / steps:.1%}), {last['trained_tokens']:,} trained tokens"
+    rate = _steps_per_second(trained)
+    yield "rate", f"{rate:.3g} steps/s, {last['tokens_per_second']:,.0f} trained tokens/s"
+    if outcome.code is None:
+        yield "ETA", f"{timedelta(seconds=round((steps - step) / rate))}"
+        yield "last record", f"{timedelta(seconds=round(time.time() - metrics.stat().st_mtime))} ago"
+    yield "loss", _loss(last)
+    validations = [record for record in records if record["kind"] == "validation"]
+    if validations:
+        yield "validation", _loss(validations[-1])
+    skipped = [record for record in records if record["kind"] == "skipped"]
+    last_skipped = f", the last in step {skipped[-1]['step']:,}: {skipped[-1]['problem']}" if skipped else ""
+    yield "skipped", f"{last['skipped_steps']:,} steps{last_skipped}"
+
+
+def _steps_per_second(trained: Sequence[Record]) -> float:
+    last = trained[-1]
+    first = trained[-RATE_RECORDS] if len(trained) >= RATE_RECORDS else {"step": 0, "seconds": 0.0}
+    return (last["step"] - first["step"]) / (last["seconds"] - first["seconds"])
+
+
+def _loss(record: Record) -> str:
+    value = record["bits_per_byte"]
+    return f"{'not finite' if value is None else f'{value:.4f} bits/byte'} at step {record['step']:,}"
+
+
+def _checkpoint_rows(run_dir: Path, verify: bool) -> Iterator[tuple[str, str]]:
+    from pretrain.checkpoint import checkpoints_of, damage  # needs torch, which takes seconds to import
+
+    name = "checkpoints"
+    for path in checkpoints_of(run_dir):
+        size = sum(file.stat().st_size for file in path.iterdir())
+        text = f"{path.name}, {_local(path.stat().st_mtime)}, {size / 2**30:.3f} GiB"
+        if verify:
+            text += f", {damage(path) or 'whole'}"
+        yield name, text
+        name = ""
+    if name:
+        yield name, "none"
+
+
+def _local(moment: str | float) -> str:
+    when = datetime.fromisoformat(moment) if isinstance(moment, str) else datetime.fromtimestamp(moment)
+    return f"{when.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+if __name__ == "__main__":
+    run_command(main)
