@@ -19,9 +19,8 @@ import numpy as np
 import torch
 import xxhash
 
-from pretrain.corpus.samples import Plan, SampleSequence
+from pretrain.corpus.samples import Plan, SampleSequence, rows_of_rank
 from pretrain.corpus.windows import Window
-from pretrain.errors import InputError
 
 PLANNED_SAMPLES = 65_536
 """Global samples planned at once, about: far cheaper for each than a step at a time, and what remote shards are fetched
@@ -132,8 +131,7 @@ class StepReader:
 class BatchReader(StepReader):
     """One rank's batches of steps `start_step` to `stop_step` - 1, in order, once.
 
-    Row r of step s is the global sample s * global_batch + r, whatever the number of ranks; rank k takes the k-th of
-    `world_size` equal runs of rows.
+    Row r of step s is the global sample s * global_batch + r, whatever the number of ranks.
 
     Raises:
         InputError: `global_batch` does not divide into ranks and micro-batches.
@@ -151,16 +149,10 @@ class BatchReader(StepReader):
         stop_step: int,
         read_ahead: int,
     ):
-        if global_batch % (micro_batch * world_size):
-            raise InputError(
-                f"train.global_batch: {global_batch} is not a multiple of "
-                f"micro_batch {micro_batch} times {world_size} ranks"
-            )
+        self._rows = rows_of_rank(global_batch, micro_batch, rank, world_size)
         self._samples = samples
         self._global_batch = global_batch
         self._micro_batch = micro_batch
-        rows = global_batch // world_size
-        self._rows = np.arange(rank * rows, (rank + 1) * rows, dtype=np.int64)
         super().__init__(self._read(start_step, stop_step), read_ahead)
 
     def _read(self, start_step: int, stop_step: int) -> Iterator[StepBatch]:

@@ -10,6 +10,7 @@ import numpy as np
 from pretrain.corpus.mixture import Mixture
 from pretrain.corpus.order import SampleOrder, order_key
 from pretrain.corpus.windows import Window, Windows
+from pretrain.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,19 @@ class SampleSequence:
         """How often the first `samples` samples go through each part, by its name."""
         drawn = self.drawn(samples)
         return {part.name: count / len(part.windows) for part, count in zip(self.parts, drawn.tolist(), strict=True)}
+
+
+def rows_of_rank(global_batch: int, micro_batch: int, rank: int, world_size: int) -> np.ndarray:
+    """Rows of every global batch that are one rank's: int64, ascending, the `rank`-th of `world_size` equal runs.
+
+    Raises:
+        InputError: `global_batch` does not divide into ranks and micro-batches.
+    """
+    at_once = micro_batch * world_size
+    if global_batch % at_once:
+        raise InputError(
+            f"train.global_batch: {global_batch} must be a multiple of "
+            f"train.micro_batch ({micro_batch}) x ranks ({world_size}) = {at_once}"
+        )
+    rows = global_batch // world_size
+    return np.arange(rank * rows, (rank + 1) * rows, dtype=np.int64)

@@ -4,12 +4,15 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SOURCE_TESTS = Path(__file__).parent / "corpus" / "sources"
 
 
 def start_ranks(arguments: Sequence[object], ranks: int) -> list[subprocess.Popen[str]]:
@@ -85,6 +88,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, prepare: Callable[..., Path
 
 
 @pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory, prepare: Callable[..., Path]) -> Path:
+    """A second corpus: numbers instead of words."""
+    rng = random.Random(1)
+    texts = [" ".join(str(rng.randrange(10_000)) for _ in range(rng.randrange(5, 300))) for _ in range(40)]
+    return prepare(tmp_path_factory.mktemp("digits"), texts)
+
+
+@pytest.fixture(scope="session")
+def mixture(corpus: Path, digits: Path) -> dict[str, Any]:
+    """Fields of a run on both corpora; the weights change at step 12, behind the checkpoint of step 10."""
+    return {
+        "data__corpus": None,
+        "data__mixture": {
+            "words": {"corpus": str(corpus), "weight": {"0": 0.75, "12": 0.25}},
+            "digits": {"corpus": str(digits), "weight": {"0": 0.25, "12": 0.75}},
+        },
+    }
+
+
+@pytest.fixture(scope="session")
 def write_run(corpus: Path) -> Callable[..., Path]:
     """write_run(folder, **fields) writes ``<folder>.yaml``, a tiny run into `folder`; fields as ``train__steps=3``."""
 
@@ -109,3 +132,46 @@ def write_run(corpus: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def start_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], dict[str, str]]]:
+    """start_hub(root) serves the repositories in a folder as a Hub on this machine, as long as the tests run.
+
+    Returns the environment of processes that are to use it.
+    """
+    with ExitStack() as servers:
+
+        def start(root: Path) -> dict[str, str]:
+            command = [sys.executable, str(SOURCE_TESTS / "hub_server.py"), str(root)]
+            server = servers.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            servers.callback(server.kill)
+            assert server.stdout is not None
+            url = server.stdout.readline().strip()
+            home = str(tmp_path_factory.mktemp("hf-home"))
+            return os.environ | {"HF_ENDPOINT": url, "HF_HOME": home, "PYTHONPATH": str(ROOT)}
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def read_sources() -> Callable[..., dict[str, Any]]:
+    """read_sources({name: source}, environment, folder): what each holds, or its error.
+
+    They are read in `folder` by a process that must print nothing else.
+    """
+
+    def read(sources: dict[str, Any], environment: dict[str, str], folder: Path = ROOT) -> dict[str, Any]:
+        process = subprocess.run(
+            [sys.executable, str(SOURCE_TESTS / "read_sources.py")],
+            cwd=folder,
+            env=environment,
+            input=json.dumps(sources),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert (process.returncode, process.stderr) == (0, "")
+        return json.loads(process.stdout)
+
+    return read

@@ -31,26 +31,6 @@ def cut_after_step_10(run: Path, copy: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory, prepare: Callable[..., Path]) -> Path:
-    """A second corpus: numbers instead of words."""
-    rng = random.Random(1)
-    texts = [" ".join(str(rng.randrange(10_000)) for _ in range(rng.randrange(5, 300))) for _ in range(40)]
-    return prepare(tmp_path_factory.mktemp("digits"), texts)
-
-
-@pytest.fixture(scope="session")
-def mixture(corpus: Path, digits: Path) -> dict[str, Any]:
-    """The weights change at step 12, behind the checkpoint of step 10."""
-    return {
-        "data__corpus": None,
-        "data__mixture": {
-            "words": {"corpus": str(corpus), "weight": {"0": 0.75, "12": 0.25}},
-            "digits": {"corpus": str(digits), "weight": {"0": 0.25, "12": 0.75}},
-        },
-    }
-
-
-@pytest.fixture(scope="session")
 def stream(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A data set of three JSON lines files, with documents from one word to many contexts."""
     folder = tmp_path_factory.mktemp("dataset")

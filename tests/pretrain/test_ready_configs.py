@@ -7,7 +7,6 @@ and archives and folders lie where the file's own comments say.
 import gzip
 import io
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -29,7 +28,6 @@ from pretrain.corpus.writing.config import PrepareConfig
 from pretrain.schema import load_yaml, validate
 
 PROJECT = Path(__file__).parents[2]
-SOURCE_TESTS = Path(__file__).parent / "corpus" / "sources"
 CONFIGS = {path.stem: path for path in sorted((PROJECT / "configs" / "corpora").glob("*.yaml"))}
 WIKITEXT_CARD = """---
 configs:
@@ -198,22 +196,13 @@ def web(tmp_path_factory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Iterator[tuple[Path, dict[str, str]]]:
+def workplace(tmp_path_factory, start_hub) -> tuple[Path, dict[str, str]]:
     """A folder to run commands in, and their environment: a Hub on this machine."""
     root, folder = tmp_path_factory.mktemp("hub"), tmp_path_factory.mktemp("workplace")
     write_repositories(root)
     write_tokenizer(root / "models" / "openai-community" / "gpt2" / "tokenizer.json")
     write_local_data(folder)
-    command = [sys.executable, str(SOURCE_TESTS / "hub_server.py"), str(root)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().strip()
-        home = str(tmp_path_factory.mktemp("hf-home"))
-        yield folder, os.environ | {"HF_ENDPOINT": url, "HF_HOME": home, "PYTHONPATH": str(PROJECT)}
-    finally:
-        server.kill()
-        server.wait()
+    return folder, start_hub(root)
 
 
 def sources_of(name: str, web: str) -> list[dict[str, Any]]:
@@ -222,16 +211,11 @@ def sources_of(name: str, web: str) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def contents(workplace, web) -> dict[str, list[str]]:
+def contents(workplace, web, read_sources) -> dict[str, list[str]]:
     """Texts that the source of each config reads."""
     folder, environment = workplace
     sources = {name: sources_of(name, web)[0] for name in CONFIGS if name != "stdlib"}
-    command = [sys.executable, str(SOURCE_TESTS / "read_sources.py")]
-    result = subprocess.run(
-        command, cwd=folder, env=environment, input=json.dumps(sources), capture_output=True, text=True, timeout=200
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-    read = json.loads(result.stdout)
+    read = read_sources(sources, environment, folder)
     assert not {name: held["error"] for name, held in read.items() if "error" in held}
     return {name: [text for unit in held["documents"] for _, text in unit] for name, held in read.items()}
 

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, PositiveInt
 
 from pretrain.corpus.sources.dataset import TextDataset
+from pretrain.errors import InputError
 
 
 class StreamConfig(TextDataset):
@@ -25,3 +26,16 @@ class StreamConfig(TextDataset):
     """Share of the documents, chosen by the hash of their text, that is never trained on."""
     validation_bytes: PositiveInt = 2_000_000
     """Text for validation: the first held-out documents of at least so many bytes."""
+
+    def check_division(self, global_batch: int, world_size: int) -> None:
+        """Raises InputError where ranks would not have as many streams each, or streams not as many rows."""
+        problems = []
+        if self.streams % world_size:
+            problems.append(f"{self.streams} must be a multiple of the number of ranks ({world_size})")
+        if global_batch % self.streams:
+            problems.append(
+                f"{self.streams} must divide train.global_batch ({global_batch}): "
+                "every stream fills the same number of its rows"
+            )
+        if problems:
+            raise InputError("; ".join(f"data.stream.streams: {problem}" for problem in problems))

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from pretrain.corpus.direct.config import StreamConfig
 from pretrain.corpus.direct.virtual_stream import Documents, VirtualStream, deal
 from pretrain.corpus.reader import StepBatch, StepReader, cut_micro_batches
+from pretrain.corpus.samples import rows_of_rank
 from pretrain.corpus.sources.streamed_text import StreamedText
 from pretrain.corpus.tokenizers import Tokenizer
 from pretrain.errors import InputError
@@ -52,7 +52,8 @@ class DirectReader(StepReader):
         read_ahead: int,
         states: dict[str, Any] | None,
     ):
-        _check_division(config.streams, global_batch, micro_batch, world_size)
+        config.check_division(global_batch, world_size)
+        self._rows = rows_of_rank(global_batch, micro_batch, rank, world_size)
         self._stop = threading.Event()
         text = StreamedText(config, self._stop)
         self.reads_per_file = -(-config.streams // text.files)
@@ -67,8 +68,6 @@ class DirectReader(StepReader):
             state = None if states is None else self._checked(states, number)
             stream = VirtualStream(documents, context=context, latents=latents, segments=segments, state=state)
             self._streams[str(number)] = stream
-        rows = global_batch // world_size
-        self._rows = np.arange(rank * rows, (rank + 1) * rows, dtype=np.int64)
         self._rows_per_stream = global_batch // config.streams
         super().__init__(self._read(start_step, stop_step), read_ahead)
 
@@ -97,18 +96,6 @@ class DirectReader(StepReader):
                 "or begin a new run"
             )
         return state
-
-
-def _check_division(streams: int, global_batch: int, micro_batch: int, world_size: int) -> None:
-    if streams % world_size:
-        raise InputError(f"data.stream.streams: {streams} is not a multiple of {world_size} ranks")
-    if global_batch % streams:
-        raise InputError(f"data.stream.streams: {streams} does not divide train.global_batch {global_batch}")
-    if global_batch % (micro_batch * world_size):
-        raise InputError(
-            f"train.global_batch: {global_batch} is not a multiple of micro_batch {micro_batch} "
-            f"times {world_size} ranks"
-        )
 
 
 def _fingerprint(config: StreamConfig, text: StreamedText, tokenizer: Tokenizer, context: int, latents: int) -> str:

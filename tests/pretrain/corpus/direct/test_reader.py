@@ -139,10 +139,11 @@ def test_every_document_that_is_not_held_out_is_trained_on_and_no_other(config):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"world_size": 3, "micro_batch": 1}, r"^data\.stream\.streams: 8 is not a multiple of 3 ranks"),
-        ({"world_size": 16, "micro_batch": 1}, r"^data\.stream\.streams: 8 is not a multiple of 16 ranks"),
-        ({"global_batch": 20}, r"^data\.stream\.streams: 8 does not divide train\.global_batch 20"),
-        ({"micro_batch": 3}, r"^train\.global_batch: 16 is not a multiple of micro_batch 3"),
+        ({"world_size": 3, "micro_batch": 1}, r"streams: 8 must be a multiple of the number of ranks \(3\)$"),
+        ({"world_size": 16, "micro_batch": 1}, r"streams: 8 must be a multiple of the number of ranks \(16\)$"),
+        ({"global_batch": 20}, r"^data\.stream\.streams: 8 must divide train\.global_batch \(20\): "),
+        ({"world_size": 3, "global_batch": 20}, r"^data.*the number of ranks \(3\); data.*global_batch \(20\): "),
+        ({"micro_batch": 3}, r"^train\.global_batch: 16 must be a multiple of train\.micro_batch \(3\)"),
     ],
 )
 def test_what_does_not_divide_is_refused(config, changes, message):

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -124,19 +125,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return place.corpus()
 
 
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(FileNotFoundError, ProcessLookupError):
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and b"spawn_main" in (path / "cmdline").read_bytes():
-                found.append(int(path.name))
-    return found
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return [child for child in psutil.Process(process.pid).children() if "spawn_main" in " ".join(child.cmdline())]
 
 
-def alive(pid: int) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+def alive(worker: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return worker.status() != psutil.STATUS_ZOMBIE
     return False
 
 
@@ -201,13 +196,13 @@ def test_the_parent_killed_takes_its_workers_with_it(workplace):
 def test_a_killed_worker_is_one_line(workplace, undisturbed):
     process = workplace.freeze("tokenizing", 1)
     [victim, other] = workers_of(process)
-    os.kill(victim, signal.SIGKILL)
+    victim.kill()
     os.killpg(process.pid, signal.SIGCONT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == BAD_INPUT
     kept, error = [line for line in errors.splitlines() if not line.startswith(tuple(PHASES))]
     assert kept == f"work so far is kept in {workplace.partial}; run again to go on"
-    assert error.startswith(f"error: processes: worker {victim} was killed (SIGKILL)")
+    assert error.startswith(f"error: processes: worker {victim.pid} was killed (SIGKILL)")
     assert not alive(other)
     assert "reading: resumed, 12 of 12 units are finished" in workplace.finish()
     assert workplace.corpus() == undisturbed
