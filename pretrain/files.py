@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file so that readers see the old text or the new."""
+    """Write a file so that readers see the old text or the new; an OSError leaves the old one, and nothing else."""
     temporary = path.with_name(f".tmp-{path.name}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError:
+        with suppress(OSError):  # a file system that has become read-only refuses this too
+            temporary.unlink()
+        raise
 
 
 def sync(path: Path) -> None:

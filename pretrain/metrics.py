@@ -1,65 +1,105 @@
-"""Where a run's numbers go: metrics.jsonl, the console, TensorBoard and Weights & Biases."""
+"""Where a run's numbers go: metrics.jsonl, the console and the trackers."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable
-from contextlib import ExitStack
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from pretrain.config import RunConfig, dump_config
 from pretrain.files import replace_text
+from pretrain.trackers import Trackers
 
 Record = dict[str, Any]
-"""One line of metrics.jsonl: `kind` (``train`` or ``validation``), `step` and values; what is not finite is None."""
+"""One line of metrics.jsonl: `kind` (``train``, ``validation`` or ``skipped``), `step` and values; what is not finite
+is None."""
 
-Tracker = Callable[[int, dict[str, float]], None]
-"""Takes a step and its values by name, such as ``train/loss``."""
-
-TRACKED_AS = {"train": "train", "validation": "val"}
+TRACKED_AS = {"train": "train", "validation": "val", "skipped": "skipped"}
 
 
 class MetricsLog:
-    """Writes records to metrics.jsonl, the console and the trackers that the configuration asks for."""
+    """Writes records to metrics.jsonl, the console and the trackers that the configuration asks for.
+
+    The run folder may be full, read-only or gone for a while: what cannot be written is kept, and written in order as
+    soon as it can be. Each outage is warned about once.
+    """
 
     def __init__(self, config: RunConfig, resumed_step: int) -> None:
-        folder = config.run.dir
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_text(folder / "config.yaml", dump_config(config))
-        path = folder / "metrics.jsonl"
-        drop_records_after(path, resumed_step)
-        self._steps = config.train.steps
-        self._resources = ExitStack()
-        self._file = self._resources.enter_context(path.open("a"))
-        self._trackers: list[Tracker] = []
-        if config.logging.tensorboard:
-            self._trackers.append(_tensorboard(folder / "tensorboard", resumed_step, self._resources))
-        if config.logging.wandb_project:
-            self._trackers.append(_wandb(config, self._resources))
+        self._folder, self._steps = config.run.dir, config.train.steps
+        self._config = dump_config(config)
+        self._config_is_due = True
+        self._pending: list[str] = []
+        self._failing = False
+        self._path = self._folder / "metrics.jsonl"
+        self._end = drop_records_after(self._path, resumed_step)
+        self._flush()
+        self._trackers = Trackers(config, resumed_step)
 
     def close(self) -> None:
-        """Let the trackers finish."""
-        self._resources.close()
+        """Write what is kept, if it can be written now, and let the trackers finish."""
+        self._flush()
+        if self._pending:
+            _warn(f"{self._path}: the last {len(self._pending)} records could not be written, they are lost")
+        self._trackers.close()
 
     def write(self, record: Record, eta: float | None = None) -> None:
         """Record values everywhere; `eta` is in seconds."""
         record = _finite(record)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        self._pending.append(json.dumps(record) + "\n")
+        self._flush()
         numbers = {
             f"{TRACKED_AS[record['kind']]}/{key}": value
             for key, value in record.items()
             if key not in ("kind", "step") and isinstance(value, int | float)
         }
-        for track in self._trackers:
-            track(record["step"], numbers)
+        self._trackers.track(record["step"], numbers)
         print(console_line(record, self._steps, eta), flush=True)
+
+    def _flush(self) -> None:
+        try:
+            self._write_config()
+            self._end = append_whole(self._path, self._end, "".join(self._pending).encode())
+        except OSError as error:
+            if not self._failing:
+                _warn(f"{error.filename or self._path}: {error.strerror}; records are kept until they can be written")
+            self._failing = True
+        else:
+            self._pending.clear()
+            self._failing = False
+
+    def _write_config(self) -> None:
+        path = self._folder / "config.yaml"
+        if self._config_is_due or not path.exists():  # it goes where the folder goes
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace_text(path, self._config)
+            self._config_is_due = False
+
+
+def append_whole(path: Path, end: int, lines: bytes) -> int:
+    """Write `lines` behind the first `end` bytes of a file, which they made that long; returns its new length.
+
+    An earlier attempt may have left a part of `lines` there, where it failed so badly that it could not remove it: that
+    part is not written again. A file that others have put in this place is appended to.
+
+    Raises OSError; then nothing of `lines` is there, or a part that the next attempt will find.
+    """
+    with path.open("ab+", buffering=0) as file:
+        file.seek(end)
+        left = file.read()
+        if not lines.startswith(left):
+            left = b""
+        start = file.seek(0, 2) - len(left)
+        rest = memoryview(lines)[len(left) :]
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            file.truncate(start)
+            raise
+    return start + len(lines)
 
 
 def console_line(record: Record, steps: int, eta: float | None = None) -> str:
@@ -69,6 +109,10 @@ def console_line(record: Record, steps: int, eta: float | None = None) -> str:
         fields.append(f"validation loss {_number(record['loss'], '.4f')}")
         fields.append(f"{_number(record['bits_per_byte'], '.4f')} bits/byte")
         fields.append(f"perplexity {_number(record['perplexity'], '.4g')}")
+    elif record["kind"] == "skipped":
+        first, last = record["samples"]
+        fields.append(f"skipped: {record['problem']}")
+        fields.append(f"samples {first} to {last}, worst {record['worst_samples'][0]['sample']}")
     else:
         fields.append(f"loss {_number(record['loss'], '.4f')}")
         fields.append(f"{_number(record['bits_per_byte'], '.4f')} bits/byte")
@@ -93,11 +137,18 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def drop_records_after(path: Path, step: int) -> None:
-    """Forget what a run that goes on from `step` will record again."""
-    if path.exists():
-        kept = [json.dumps(record) + "\n" for record in read_records(path) if record["step"] <= step]
-        replace_text(path, "".join(kept))
+def drop_records_after(path: Path, step: int) -> int:
+    """Cut off what a run that goes on from `step` will record again; returns the length in bytes of what stays."""
+    if not path.exists():
+        return 0
+    kept = 0
+    with path.open("rb+") as file:  # in place, for which a full disk has room
+        for line in file:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+        file.truncate(kept)
+    return kept
 
 
 def _finite(value: Any) -> Any:
@@ -110,35 +161,5 @@ def _number(value: float | None, spec: str) -> str:
     return "not finite" if value is None else format(value, spec)
 
 
-def _tensorboard(folder: Path, resumed_step: int, resources: ExitStack) -> Tracker:
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(str(folder), purge_step=resumed_step + 1)
-    resources.callback(writer.close)
-
-    def track(step: int, numbers: dict[str, float]) -> None:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
-
-    return track
-
-
-def _wandb(config: RunConfig, resources: ExitStack) -> Tracker:
-    import wandb
-
-    folder = config.run.dir.resolve()
-    offline = "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False)
-    run = wandb.init(
-        project=config.logging.wandb_project,
-        dir=folder,
-        name=folder.name,
-        id=xxhash.xxh64_hexdigest(str(folder).encode()),
-        resume="allow",
-        mode="offline" if offline else None,
-        config=config.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True),
-    )
-    resources.callback(wandb.teardown)  # waits for what `finish` only starts
-    resources.callback(run.finish)
-    return lambda step, numbers: run.log(numbers, step=step)
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)

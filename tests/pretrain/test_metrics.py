@@ -1,11 +1,14 @@
 import json
 import math
+import resource
+import threading
+from contextlib import contextmanager
 
 import pytest
 
 from perceiver_ar.models.config import PerceiverARConfig
 from pretrain.config import RunConfig, load_config
-from pretrain.metrics import MetricsLog, console_line, drop_records_after, read_records
+from pretrain.metrics import MetricsLog, console_line, read_records
 
 TRAIN = {
     "kind": "train",
@@ -70,11 +73,132 @@ def test_resuming_forgets_later_records_and_a_cut_line(tmp_path, step, kept):
     path = tmp_path / "metrics.jsonl"
     steps = [TRAIN | {"step": 1}, TRAIN | {"step": 2}, TRAIN, VALIDATION, TRAIN | {"step": 4}]
     path.write_text("".join(json.dumps(record) + "\n" for record in steps) + '{"kind": "tra')
-    drop_records_after(path, step)
-    assert [record["step"] for record in read_records(path)] == kept
     log = MetricsLog(run_config(tmp_path), resumed_step=step)
+    assert steps_in(tmp_path) == kept
     log.write(TRAIN | {"step": 5})
-    assert [record["step"] for record in read_records(path)] == [*kept, 5]
+    assert steps_in(tmp_path) == [*kept, 5]
+
+
+def steps_in(folder):
+    """Steps of the records, of which none may be cut off."""
+    text = (folder / "metrics.jsonl").read_text()
+    assert text.endswith("\n") or not text
+    return [json.loads(line)["step"] for line in text.splitlines()]
+
+
+@contextmanager
+def room_for(size):
+    """Files cannot grow beyond so many bytes: as on a full disk, a write stops halfway, and the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_delays_records(tmp_path, capsys):
+    log = MetricsLog(run_config(tmp_path), resumed_step=0)
+    for step in (1, 2):
+        log.write(TRAIN | {"step": step})
+    written = (tmp_path / "metrics.jsonl").stat().st_size
+    for room, steps in ((written + 50, (3, 4, 5)), (written * 2, (6, 7))):
+        with room_for(room):
+            for step in steps:
+                log.write(TRAIN | {"step": step})
+                assert steps_in(tmp_path) == [1, 2]
+    log.write(TRAIN | {"step": 8})
+    assert steps_in(tmp_path) == [*range(1, 9)]
+    [warning] = capsys.readouterr().err.splitlines()
+    assert warning == (
+        f"warning: {tmp_path / 'metrics.jsonl'}: File too large; records are kept until they can be written"
+    )
+    with room_for(written):
+        log.write(TRAIN | {"step": 9})
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    log.close()
+    assert steps_in(tmp_path) == [*range(1, 10)]
+    assert capsys.readouterr().err == ""
+
+
+def test_a_disk_that_stays_full_costs_the_last_records_only(tmp_path, capsys):
+    log = MetricsLog(run_config(tmp_path), resumed_step=0)
+    log.write(TRAIN)
+    with room_for((tmp_path / "metrics.jsonl").stat().st_size):
+        log.write(VALIDATION)
+        log.write(TRAIN | {"step": 4})
+        log.close()
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        f"warning: {tmp_path / 'metrics.jsonl'}: the last 2 records could not be written, they are lost"
+    ]
+    assert read_records(tmp_path / "metrics.jsonl") == [TRAIN]
+
+
+@pytest.mark.usefixtures("capsys")
+def test_a_run_resumes_on_a_full_disk(tmp_path):
+    log = MetricsLog(run_config(tmp_path), resumed_step=0)
+    for step in (1, 2, 3):
+        log.write(TRAIN | {"step": step})
+    before = (tmp_path / "config.yaml").read_text()
+    with room_for(100):
+        log = MetricsLog(run_config(tmp_path, every=3), resumed_step=2)
+        assert steps_in(tmp_path) == [1, 2]
+        assert (tmp_path / "config.yaml").read_text() == before
+        log.write(TRAIN)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", "metrics.jsonl"]
+    log.write(VALIDATION)
+    assert read_records(tmp_path / "metrics.jsonl")[2:] == [TRAIN, VALIDATION]
+    assert load_config(tmp_path / "config.yaml", []).logging.every == 3
+
+
+def test_a_folder_that_is_gone_for_a_while(tmp_path, capsys):
+    run, away = tmp_path / "run", tmp_path / "away"
+    log = MetricsLog(run_config(run), resumed_step=0)
+    log.write(TRAIN | {"step": 1})
+    run.rename(away)
+    run.write_text("in its place, so that it cannot be made anew")
+    log.write(TRAIN | {"step": 2})
+    log.write(TRAIN | {"step": 3})
+    run.unlink()
+    away.rename(run)
+    log.write(TRAIN | {"step": 4})
+    assert steps_in(run) == [1, 2, 3, 4]
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_what_a_lost_connection_has_left_is_not_written_twice(tmp_path):
+    """Where even removing it failed, the file ends with some of the records that are still to be written."""
+    run, away = tmp_path / "run", tmp_path / "away"
+    log = MetricsLog(run_config(run), resumed_step=0)
+    log.write(TRAIN | {"step": 1})
+    run.rename(away)
+    run.touch()
+    for step in (2, 3, 4):
+        log.write(TRAIN | {"step": step})
+    arrived = "".join(json.dumps(TRAIN | {"step": step}) + "\n" for step in (2, 3))
+    with (away / "metrics.jsonl").open("a") as file:
+        file.write(arrived[:-30])
+    run.unlink()
+    away.rename(run)
+    log.write(TRAIN | {"step": 5})
+    assert steps_in(run) == [1, 2, 3, 4, 5]
+
+
+def test_a_removed_folder_is_made_anew(tmp_path):
+    run, away = tmp_path / "run", tmp_path / "away"
+    config = run_config(run)
+    log = MetricsLog(config, resumed_step=0)
+    for step in (1, 2, 3):
+        log.write(TRAIN | {"step": step})
+    run.rename(away)
+    log.write(TRAIN | {"step": 4})
+    assert steps_in(run) == [4]
+    assert load_config(run / "config.yaml", []) == config
+    # A mount that returns hides what was written beneath it, and nothing that it holds is lost.
+    run.rename(tmp_path / "beneath")
+    away.rename(run)
+    log.write(TRAIN | {"step": 5})
+    assert steps_in(run) == [1, 2, 3, 5]
 
 
 def test_console_lines():
@@ -92,6 +216,14 @@ def test_console_lines():
     )
 
 
+def test_console_line_of_a_skipped_step():
+    worst = [{"sample": 13, "loss": None}, {"sample": 12, "loss": 2.0}]
+    record = {"kind": "skipped", "step": 3, "problem": "loss not finite", "loss": None, "grad_norm": None}
+    assert console_line(record | {"samples": [12, 15], "worst_samples": worst}, 1000) == (
+        "step    3/1000 | skipped: loss not finite | samples 12 to 15, worst 13"
+    )
+
+
 def test_tensorboard_gets_the_numbers(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -103,6 +235,30 @@ def test_tensorboard_gets_the_numbers(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(3, 2.5)]
     assert [(e.step, e.value) for e in events.Scalars("val/bits_per_byte")] == [(3, 3.25)]
     assert "train/batch_hash" not in events.Tags()["scalars"]
+
+
+def test_a_tracker_that_fails_is_dropped(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", lambda failure: None)  # of the thread that writes events
+    log = MetricsLog(run_config(tmp_path, tensorboard=True), resumed_step=0)
+    log.write(TRAIN)
+    [events] = (tmp_path / "tensorboard").iterdir()
+    with room_for(events.stat().st_size + 10):
+        for step in (4, 5, 6):
+            log.write(TRAIN | {"step": step})
+    log.write(TRAIN | {"step": 7})
+    log.close()
+    assert steps_in(tmp_path) == [3, 4, 5, 6, 7]
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: TensorBoard failed")]
+    assert len(warnings) == 1 and "File too large" in warnings[0]
+
+
+def test_a_tracker_that_cannot_be_opened_is_left_out(tmp_path, capsys):
+    (tmp_path / "tensorboard").touch()
+    log = MetricsLog(run_config(tmp_path, tensorboard=True), resumed_step=0)
+    log.write(TRAIN)
+    log.close()
+    assert steps_in(tmp_path) == [3]
+    assert capsys.readouterr().err.startswith("warning: TensorBoard failed")
 
 
 @pytest.mark.slow
