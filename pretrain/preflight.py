@@ -13,6 +13,7 @@ from typing import Any
 from pretrain.config import RunConfig, load_config
 from pretrain.corpus import Windows
 from pretrain.corpus.direct.config import StreamConfig
+from pretrain.corpus.samples import rows_of_rank
 from pretrain.corpus.tokenizers import load_tokenizer
 from pretrain.data import PreparedData, corpus_locations
 from pretrain.errors import InputError
@@ -59,12 +60,10 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
 
 def _batch_problems(config: RunConfig, world_size: int) -> Iterator[str]:
-    train = config.train
-    if train.global_batch % (train.micro_batch * world_size):
-        yield (
-            f"train.global_batch: {train.global_batch} must be a multiple of "
-            f"train.micro_batch ({train.micro_batch}) x ranks ({world_size}) = {train.micro_batch * world_size}"
-        )
+    try:
+        rows_of_rank(config.train.global_batch, config.train.micro_batch, 0, world_size)
+    except InputError as error:
+        yield str(error)
 
 
 def _data_problems(config: RunConfig, world_size: int) -> Iterator[str]:
@@ -85,13 +84,10 @@ def _data_problems(config: RunConfig, world_size: int) -> Iterator[str]:
 
 
 def _stream_problems(config: RunConfig, stream: StreamConfig, world_size: int) -> Iterator[str]:
-    if stream.streams % world_size:
-        yield f"data.stream.streams: {stream.streams} must be a multiple of the number of ranks ({world_size})"
-    if config.train.global_batch % stream.streams:
-        yield (
-            f"data.stream.streams: {stream.streams} must divide train.global_batch ({config.train.global_batch}): "
-            "every stream fills the same number of its rows"
-        )
+    try:
+        stream.check_division(config.train.global_batch, world_size)
+    except InputError as error:
+        yield str(error)
     try:
         tokenizer = load_tokenizer(stream.tokenizer, stream.end_token)
     except InputError as error:

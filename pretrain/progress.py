@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pretrain.checkpoint import read_state
 from pretrain.errors import InputError
 
@@ -22,24 +20,43 @@ class Progress:
     trained_tokens: int = 0
     """Targets of the steps that were applied."""
     skipped_steps: int = 0
-    skipped_in_a_row: int = 0
     seconds: float = 0.0
     """Wall time in training, over all attempts."""
     interval_nll: float = 0.0
-    """Nats since the last logged step, of all ranks."""
+    """Nats since the last logged step, of all ranks and applied steps."""
     interval_tokens: int = 0
+    """Targets of the same."""
+    stability: dict[str, Any] | None = None
+    """What `StabilityGuard` remembers."""
     validation: dict[str, Any] | None = None
     """The last validation's record."""
     data_state: dict[str, Any] | None = None
     """Where streamed data goes on; prepared data needs no more than `step`. Between checkpoints, this rank's share."""
 
+    def count(self, loss: float, tokens: int, *, applied: bool) -> None:
+        """A step of `tokens` targets, with `loss` nats for each."""
+        self.step += 1
+        if applied:
+            self.trained_tokens += tokens
+            self.interval_tokens += tokens
+            self.interval_nll += loss * tokens
+        else:
+            self.skipped_steps += 1
+
+    @property
+    def is_validated(self) -> bool:
+        """At this step."""
+        return self.validation is not None and self.validation["step"] == self.step
+
+    def is_done(self, steps: int) -> bool:
+        """Whether a run of `steps` has nothing left to do, its last validation included."""
+        return self.step > steps or (self.step == steps and self.is_validated)
+
 
 class Interval:
-    """Sums over the steps since the last logged one, on this rank."""
+    """Sums over the steps since the last logged one in this process."""
 
-    def __init__(self, device: torch.device, nll: float = 0.0) -> None:
-        self.nll = torch.full((), nll, dtype=torch.float64, device=device)
-        """Nats. On the device, so that no step waits for it."""
+    def __init__(self) -> None:
         self.steps = 0
         self.targets = 0
         """Of all ranks, those of skipped steps too."""
@@ -47,8 +64,9 @@ class Interval:
         self.waited = 0.0
         """Seconds of `seconds` spent waiting for data."""
 
-    def took(self, seconds: float, waited: float) -> None:
+    def took(self, targets: int, seconds: float, waited: float) -> None:
         self.steps += 1
+        self.targets += targets
         self.seconds += waited + seconds
         self.waited += waited
 

@@ -16,15 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import perceiver_ar.hf  # noqa: F401
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain import evaluate, export, generate
-from pretrain.checkpoint import FORMAT, checkpoint_path, write_safetensors
-from pretrain.config import RunConfig
+from pretrain.checkpoint import Saver, checkpoint_path
+from pretrain.config import CheckpointSection, RunConfig
 from pretrain.corpus import open_corpus
 from pretrain.corpus.writing.config import PrepareConfig
 from pretrain.corpus.writing.prepare import prepare_corpus
 from pretrain.data import describe_data, open_corpora
 from pretrain.errors import InputError
-from pretrain.files import hash_file
 from pretrain.schema import validate
+from tests.pretrain.checkpoint.stored_state import StoredState
 
 ROOT = Path(__file__).parents[2]
 MODEL = {"vocab_size": 262, "max_seq_len": 64, "max_latents": 16, "num_channels": 32, "num_heads": 2, "num_layers": 2}
@@ -54,22 +54,17 @@ def run_dir(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_checkpoint(config: RunConfig, step: int) -> None:
-    folder = checkpoint_path(config.run.dir, step)
-    folder.mkdir(parents=True)
-    weights = dict(PerceiverAR(config.model).named_parameters())
-    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    write_safetensors(folder / "model.safetensors", shapes, (tensor.detach() for tensor in weights.values()))
+    engine = StoredState(PerceiverAR(config.model))
+    saver = Saver(config.run.dir, CheckpointSection(keep=2), engine.ranks, engine, saved_step=step - 10)
     state = {
-        "format": FORMAT,
         "step": step,
         "trained_tokens": step * 64,
         "validation": {"step": step, "loss": 5.0, "perplexity": 148.4, "bits_per_byte": 7.25},
         "config": config.model_dump(mode="json"),
         "data": describe_data(open_corpora(config)),
     }
-    (folder / "state.json").write_text(json.dumps(state))
-    files = {path.name: {"size": path.stat().st_size, "xxh64": hash_file(path)} for path in folder.iterdir()}
-    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    saver.begin(state, background=False)
+    assert saver.finish()
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from pretrain.config import RunConfig
+from pretrain.config import RunConfig, WatchdogSection
 from pretrain.corpus import Batch
-from pretrain.distributed import join, leave
+from pretrain.distributed import Ranks, join, leave
 from pretrain.engine import Engine
+from pretrain.stability import not_finite
 from pretrain.tasks.causal_lm import CausalLM
 from pretrain.training_step import train_step
 
@@ -59,40 +60,49 @@ def micro_batches(step: int, rank: int, ranks: int, size: int) -> list[Batch]:
     return [Batch(**{k: v[start : start + size] for k, v in vars(whole).items()}) for start in starts]
 
 
+def make_engine(
+    ranks: Ranks, precision: str, stage: int, accumulation: int, kind: type[Engine] = Engine, offload: bool = False
+) -> tuple[CausalLM, Engine]:
+    """The same model whatever the case, on an engine of its own."""
+    config = RunConfig(
+        run={"dir": "unused", "seed": SEED},
+        model=MODEL,
+        data={"corpus": "unused"},
+        train={
+            "steps": STEPS,
+            "global_batch": GLOBAL_BATCH,
+            "micro_batch": GLOBAL_BATCH // ranks.size // accumulation,
+            "precision": precision,
+            "gradient_clipping": CLIP,
+            "zero": {"stage": stage, "offload_optimizer": offload},
+        },
+        optimizer=OPTIMIZER,
+    )
+    torch.manual_seed(SEED)
+    task = CausalLM(PerceiverAR(MODEL), SEED)
+    engine = kind(task, config, ranks)
+    engine.train()
+    return task, engine
+
+
 def main(output: Path) -> None:
-    ranks = join()
+    ranks = join(WatchdogSection())
     results = {}
     for precision, stage, accumulation in CASES:
         size = GLOBAL_BATCH // ranks.size // accumulation
-        config = RunConfig(
-            run={"dir": output, "seed": SEED},
-            model=MODEL,
-            data={"corpus": str(output)},
-            train={
-                "steps": STEPS,
-                "global_batch": GLOBAL_BATCH,
-                "micro_batch": size,
-                "precision": precision,
-                "gradient_clipping": CLIP,
-                "zero": {"stage": stage},
-            },
-            optimizer=OPTIMIZER,
-        )
-        torch.manual_seed(SEED)
-        engine = Engine(CausalLM(PerceiverAR(MODEL), SEED), config, ranks)
-        engine.train()
+        _, engine = make_engine(ranks, precision, stage, accumulation)
         losses, norms = [], []
         for step in range(STEPS):
             tokens = int((global_batch(step).targets != -100).sum())
             batches = micro_batches(step, ranks.rank, ranks.size, size)
-            result = train_step(engine, batches, tokens, learning_rate(step), SEED)
-            assert result.applied
-            losses.append(ranks.sum(result.nll.item())[0] / tokens)
+            result = train_step(engine, batches, tokens, learning_rate(step), SEED, not_finite)
+            assert result.problem is None
+            losses.append(result.loss)
             norms.append(result.grad_norm)
         before = gather(engine)
         # A step that one rank alone spoils.
         spoilt = float("nan") if ranks.rank == ranks.size - 1 else tokens
-        applied = train_step(engine, batches, spoilt, OPTIMIZER["lr"], SEED).applied
+        applied = train_step(engine, batches, spoilt, OPTIMIZER["lr"], SEED, not_finite).problem is None
         after = gather(engine)
         results[precision, stage, accumulation] = {
             "losses": losses,
@@ -107,8 +117,18 @@ def main(output: Path) -> None:
 
 
 def gather(engine: Engine) -> dict[tuple[str, str], torch.Tensor]:
-    kinds = ("weight", "exp_avg", "exp_avg_sq")
-    return {(name, kind): engine.gather(name, kind).clone() for name in engine.shapes for kind in kinds}
+    """Every weight and moment, whole, on every rank. Collective."""
+    shares = engine.ranks.gather(
+        [(piece.name, piece.kind, piece.start, piece.tensor.clone()) for piece in engine.pieces()]
+    )
+    whole = {}
+    for name, kind, start, part in (piece for share in shares for piece in share):
+        tensor = whole.setdefault((name, kind), torch.full(engine.shapes[name], torch.nan)).view(-1)
+        held = tensor[start : start + len(part)]
+        assert held.isnan().all(), "two ranks hold the same elements"
+        held.copy_(part)
+    assert not any(tensor.isnan().any() for tensor in whole.values()), "elements that no rank holds"
+    return whole
 
 
 if __name__ == "__main__":
