@@ -43,7 +43,9 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     """
     with Watchdog(config.watchdog) as watchdog:
         ranks = join(config.watchdog, stop)
+        watchdog.enter("set-up: opening the data", "setup")
         data = open_data(config, ranks)
+        watchdog.enter("set-up: looking for a whole checkpoint", "setup")
         checkpoint = newest_whole(config.run.dir, ranks)
         progress = Progress()
         if checkpoint is not None:
@@ -53,8 +55,10 @@ def train(config: RunConfig, stop: StopRequest) -> int:
             _say(ranks, f"already done: {checkpoint} has {progress.step} of {config.train.steps} steps")
             return DONE
 
+        watchdog.enter("set-up: building the model", "setup")
         engine = Engine(build_task(config, checkpoint), config, ranks)
         if checkpoint is not None:
+            watchdog.enter("set-up: restoring the checkpoint", "setup")
             restore_checkpoint(checkpoint, engine)
         _say(ranks, banner(config, ranks, engine, progress, checkpoint))
         with ranks.together(partial(data.reader, ranks, progress)) as reader:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import os
 import socket
 import time
@@ -16,6 +17,7 @@ import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
@@ -23,6 +25,8 @@ from pretrain.distributed.stopping import StoppedEarly, StopRequest
 from pretrain.errors import InputError
 
 POLL_SECONDS = 0.2
+TELL_SECONDS = 30.0
+"""A process that is asked to stop before it has found the others looks for them so long, to tell them."""
 STORE_TIMEOUT = timedelta(seconds=60)
 
 
@@ -88,29 +92,38 @@ class _Waiting:
     def __init__(self, setup: float, stop: StopRequest | None) -> None:
         self.setup, self.stop = setup, stop
         self.deadline = time.monotonic() + setup
+        self._tell_until = math.inf
 
     def pause(self, store: dist.Store | None, meeting: str, absent: list[int]) -> None:
         """Wait a little for the ranks in `absent`; raises what ends the waiting, on all ranks that know of `store`."""
-        if store is not None and store.check([f"{meeting}/end"]):
-            raise _ending(store.get(f"{meeting}/end"), tell=False)
+        if store is not None and store.check([f"{meeting}/decision"]):
+            _heed(json.loads(store.get(f"{meeting}/decision")), tell=False)
+            store = None  # all had met; if this process is not among them, there will be another meeting
         if self.stop:
+            self._tell_until = min(self._tell_until, time.monotonic() + TELL_SECONDS)
+        if self.stop and (store is not None or time.monotonic() > self._tell_until):
             end = {"stopped": True, "why": f"stopped before the first step ({self.stop.reason})"}
         elif time.monotonic() > self.deadline:
             end = {"stopped": False, "why": f"{name_ranks(absent)} not there after {self.setup:g} s (watchdog.setup)"}
         else:
             time.sleep(POLL_SECONDS)
             return
-        text = json.dumps(end)
-        if store is not None:
-            tell = store.compare_set(f"{meeting}/end", "", text).decode() == text
+        if store is None:
+            _heed(end, tell=True)
+        else:
+            decision = _decide(store, meeting, end)
             time.sleep(5 * POLL_SECONDS)  # the store may be this process's own, and others still have to read it
-            raise _ending(store.get(f"{meeting}/end"), tell)
-        raise _ending(text, tell=True)
+            _heed(decision, tell=decision == end)
 
 
-def _ending(text: str | bytes, tell: bool) -> Exception:
-    end = json.loads(text)
-    return StoppedEarly(end["why"]) if end["stopped"] else LostRanks(end["why"], tell)
+def _decide(store: dist.Store, meeting: str, decision: dict[str, Any]) -> dict[str, Any]:
+    """What becomes of a meeting: who comes first decides for all, be it that all are there or that it ends."""
+    return json.loads(store.compare_set(f"{meeting}/decision", "", json.dumps(decision)))
+
+
+def _heed(decision: dict[str, Any], tell: bool) -> None:
+    if "why" in decision:
+        raise StoppedEarly(decision["why"]) if decision["stopped"] else LostRanks(decision["why"], tell)
 
 
 def _receive(me: Member, size: int, waiting: _Waiting) -> Met:
@@ -125,7 +138,8 @@ def _receive(me: Member, size: int, waiting: _Waiting) -> Met:
     announced = (json.loads(store.get(f"{meeting}/here/{rank}")) for rank in range(1, size))
     members = [me, *(Member(**member) for member in announced)]
     address = (_own_address(), listener.getsockname()[1])
-    store.set(f"{meeting}/all", json.dumps({"members": [asdict(m) for m in members], "address": address}))
+    everyone = {"members": [asdict(member) for member in members], "address": address}
+    _heed(_decide(store, meeting, everyone), tell=False)
     return Met(dist.PrefixStore(meeting, store), members, address, listener)
 
 
@@ -136,11 +150,12 @@ def _attend(me: Member, size: int, store: dist.Store, waiting: _Waiting) -> Met:
         if store.check(["meeting"]) and (now := store.get("meeting").decode()) != meeting:
             meeting = now
             store.set(f"{meeting}/here/{me.rank}", json.dumps(asdict(me)))
-        if meeting and store.check([f"{meeting}/all"]):
-            met = json.loads(store.get(f"{meeting}/all"))
-            members = [Member(**member) for member in met["members"]]
+        if meeting and store.check([f"{meeting}/decision"]):
+            decision = json.loads(store.get(f"{meeting}/decision"))
+            _heed(decision, tell=False)
+            members = [Member(**member) for member in decision["members"]]
             if members[me.rank] == me:
-                host, port = met["address"]
+                host, port = decision["address"]
                 host = os.environ["MASTER_ADDR"] if ipaddress.ip_address(host).is_loopback else host
                 return Met(dist.PrefixStore(meeting, store), members, (host, port), None)
         absent = [rank for rank in range(1, size) if meeting and not store.check([f"{meeting}/here/{rank}"])]
