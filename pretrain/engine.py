@@ -71,6 +71,9 @@ class Engine:
             self._deepspeed.compile()
         self._parameters = dict(task.model.named_parameters())
         self._adam = self._deepspeed.basic_optimizer
+        if isinstance(optimizer := self._deepspeed.optimizer, stage_1_and_2.DeepSpeedZeroOptimizer):
+            # It would go through all gradients and wait for the device, to learn what their norm tells anyway.
+            optimizer.check_overflow = lambda partition_gradients: None
         self._create_moments()
 
     def __call__(self, batch: Batch) -> TaskOutput:
@@ -219,8 +222,8 @@ class _Decision:
 
     @property
     def update(self) -> Update:
-        # DeepSpeed drops a step whose bf16 gradients overflow without taking their norm.
-        return self._update or self._decide(torch.tensor(math.inf))
+        assert self._update is not None
+        return self._update
 
     def _decide(self, norm: Tensor) -> Update:
         if self._update is None:

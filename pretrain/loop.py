@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,27 +100,29 @@ class Run:
         self.reader, self.progress, self.stop, self.watchdog = reader, progress, stop, watchdog
         self.recorder = Recorder(config, data, ranks, progress)
         self.guard = StabilityGuard(config.stability, progress.stability)
-        self.validator = Validator(config, data, ranks, engine, lambda: bool(stop))
+        self.validator = Validator(config, data, ranks, engine, lambda: bool(stop), self._watch)
         saver = Saver(config.run.dir, config.checkpoint, ranks, engine, saved_step=progress.step)
-        self.saving = Saving(config.checkpoint, saver, self._state)
+        self.saving = Saving(config.checkpoint, saver, self._state, watchdog)
         self._limit: Limit = "setup"
 
     def fit(self) -> int:
         """Take the remaining steps; returns the exit code."""
         config, progress = self.config, self.progress
         self.engine.train()
-        if self._due(config.evaluation.every) and not progress.is_validated:
-            self._validate()
+        if self._due(config.evaluation.every) and not progress.is_validated and self._validate():
+            self._save(anew=True)
         while progress.step < config.train.steps:
             batch = self._read()
             agreed = self._agree(batch)
-            self._watch("beginning or finishing a checkpoint")
+            self._watch_saving()
             self.saving.tend(writing=agreed.writing, due=agreed.save_due)
             if agreed.must_end:
                 return self._stop(batch)
-            self._take(_checked(batch), agreed.targets)
+            assert isinstance(batch, StepBatch)
+            self._take(batch, agreed.targets)
             self._limit = "step"
             if (why := self.guard.verdict(progress.step, config.run.dir)) is not None:
+                self._watch_saving()
                 self.saving.settle()
                 raise TrainingAborted(why)
             if self._due(config.evaluation.every):
@@ -145,20 +147,26 @@ class Run:
         if self._due(config.logging.every):
             self.recorder.trained(lr, result.grad_norm, batch, self._joined())
 
-    def _read(self) -> StepBatch | InputError:
+    def _read(self) -> StepBatch | InputError | None:
+        """None where this rank was asked to stop while data stalls."""
         self._watch("reading data")
         try:
-            return next(self.reader)
+            return self.reader.next_unless(lambda: bool(self.stop))
         except InputError as error:
             return error
 
-    def _agree(self, batch: StepBatch | InputError) -> Agreement:
+    def _agree(self, batch: StepBatch | InputError | None) -> Agreement:
         """Collective."""
         self._watch("meeting the other ranks")
         # One exchange between hosts per step serves all, and does not wait for the GPU.
-        failed = isinstance(batch, InputError)
-        targets = 0 if isinstance(batch, InputError) else count_targets(batch.micro_batches)
-        mine = (targets, bool(self.stop) or failed, self.saving.is_writing, self.ranks.is_main and self.saving.is_due)
+        read = batch if isinstance(batch, StepBatch) else None
+        targets = 0 if read is None else count_targets(read.micro_batches)
+        mine = (
+            targets,
+            bool(self.stop) or read is None,
+            self.saving.is_writing,
+            self.ranks.is_main and self.saving.is_due,
+        )
         tokens, ends, writing, due = self.ranks.sum(*mine)
         return Agreement(int(tokens), ends > 0, writing > 0, due > 0)
 
@@ -166,25 +174,32 @@ class Run:
         # Compiling and warming up belong to the first step of a process.
         self.watchdog.enter(f"step {self.progress.step + 1}: {doing}", self._limit)
 
+    def _watch_saving(self) -> None:
+        self.watchdog.enter(f"saving, after step {self.progress.step}", "save")
+
     def _due(self, every: int) -> bool:
         step = self.progress.step
         return step == self.config.train.steps or (every > 0 and step > 0 and step % every == 0)
 
-    def _validate(self) -> None:
-        """A run that is asked to stop meanwhile does it when it goes on. Collective."""
+    def _validate(self) -> bool:
+        """Whether it was not interrupted; a run that is asked to stop meanwhile does it when it goes on. Collective."""
         self._watch("validation")
-        with suppress(Interrupted):
-            self.progress.validation = self.recorder.validated(self.validator(self.progress.step))
+        try:
+            scores = self.validator(self.progress.step)
+        except Interrupted:
+            return False
+        self.progress.validation = self.recorder.validated(scores)
+        return True
 
-    def _save(self) -> None:
-        self.watchdog.enter(f"saving step {self.progress.step}", "save")
-        self.saving.save(self.progress.step)
+    def _save(self, *, anew: bool = False) -> None:
+        self._watch_saving()
+        self.saving.save(self.progress.step, anew=anew)
 
-    def _stop(self, batch: StepBatch | InputError) -> int:
+    def _stop(self, batch: StepBatch | InputError | None) -> int:
         """End before the step of `batch`, because a rank was asked to or has no data. Collective."""
         if self.progress.step > 0:
             self._save()
-        self.ranks.together(partial(_checked, batch))
+        self.ranks.together(partial(_complain, batch))
         return self._stopped()
 
     def _stopped(self) -> int:
@@ -217,10 +232,9 @@ def _report(run_dir: Path) -> None:
         print(f"warning: the report was not written: {error}", file=sys.stderr, flush=True)
 
 
-def _checked(batch: StepBatch | InputError) -> StepBatch:
+def _complain(batch: StepBatch | InputError | None) -> None:
     if isinstance(batch, InputError):
         raise batch
-    return batch
 
 
 def _say(ranks: Ranks, text: str) -> None:

@@ -27,10 +27,17 @@ class Validator:
     """Scores the model that is being trained."""
 
     def __init__(
-        self, config: RunConfig, data: TrainingData, ranks: Ranks, engine: Engine, stopping: Callable[[], bool]
+        self,
+        config: RunConfig,
+        data: TrainingData,
+        ranks: Ranks,
+        engine: Engine,
+        stopping: Callable[[], bool],
+        watch: Callable[[str], None],
     ) -> None:
+        """`stopping` says whether this rank was asked to stop, `watch` is told of every batch what it belongs to."""
         self._config, self._data, self._ranks, self._engine = config, data, ranks, engine
-        self._stopping = stopping
+        self._stopping, self._watch = stopping, watch
         self._streams = {name: corpus.split("validation") for name, corpus in data.corpora.items()}
 
     def __call__(self, step: int) -> Record:
@@ -58,7 +65,7 @@ class Validator:
         config, split = self._config, self._data.corpora[name].manifest.splits["validation"]
         try:
             result = evaluate_stream(
-                self._score,
+                partial(self._score, name),
                 self._streams[name],
                 context=config.model.max_seq_len,
                 latents=config.model.max_latents,
@@ -79,7 +86,8 @@ class Validator:
         self._ranks.sum_(result.counts)
         return result
 
-    def _score(self, batch: Batch) -> Tensor:
+    def _score(self, name: str, batch: Batch) -> Tensor:
+        self._watch(f"validation on {name}")
         # Every rank scores as many batches. One that could not read its next says so here, before the others wait for
         # it in a forward pass that gathers weights from all.
         self._ranks.together(lambda: None)

@@ -10,7 +10,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -87,10 +87,22 @@ class StepReader:
         return self
 
     def __next__(self) -> StepBatch:
+        step = self.next_unless(lambda: False)
+        assert step is not None
+        return step
+
+    def next_unless(self, stopped: Callable[[], bool]) -> StepBatch | None:
+        """The next step, or None where `stopped` says so while it is waited for: data may stall for minutes."""
         if self._closing.is_set():
             raise StopIteration
         began = time.perf_counter()
-        item = self._ready.get()
+        while True:
+            try:
+                item = self._ready.get(timeout=0.5)
+                break
+            except queue.Empty:
+                if stopped():
+                    return None
         if isinstance(item, StepBatch):
             self._room.release()
             return dataclasses.replace(item, wait=time.perf_counter() - began)
