@@ -214,9 +214,10 @@ class CheckpointSection(Section):
     keep: PositiveInt = 3
     """The newest that many stay."""
     keep_every: Count = 0
-    """Those whose step is a multiple of it stay for ever; 0 for none."""
+    """The first one at or after each multiple of it stays for ever; 0 for none. A save that others hold up, or that
+    fails, is made some steps later."""
     keep_best: bool = True
-    """Of those at a step that was validated, the one with the lowest loss stays."""
+    """The first one at or after the validation with the lowest loss stays."""
     background: bool = True
     """Copy the state to host memory and write it while training goes on."""
     max_failures: PositiveInt = 5
@@ -243,9 +244,9 @@ class WatchdogSection(Section):
     setup: Annotated[float, Field(gt=0)] = 1800
     """From a rank's start to the end of its first step: joining, loading, compiling."""
     step: Annotated[float, Field(gt=0)] = 900
-    """For a step, and for the validation of one corpus."""
+    """For a step, and for a batch of validation."""
     save: Annotated[float, Field(gt=0)] = 1800
-    """For a checkpoint that training waits for."""
+    """For a checkpoint, whether training waits for it or not."""
     dead_rank: Annotated[float, Field(gt=0)] = 60
     """Without a heartbeat of another rank, on whatever node."""
 

@@ -157,7 +157,7 @@ def open_corpora(config: RunConfig) -> dict[str, Corpus]:
         try:
             corpora[name] = open_corpus(location, cache)
         except InputError as error:
-            raise InputError(f"{field}: {error}") from error
+            raise type(error)(f"{field}: {error}") from error
     _check_tokenizers(config, corpora)
     return corpora
 

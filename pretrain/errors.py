@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -16,16 +18,30 @@ STOPPED = 75
 class InputError(Exception):
     """Something the user wrote or pointed to is wrong; the message names it and says what would be right."""
 
+    code = BAD_INPUT
+    """That a command ends with."""
+
+
+class Unavailable(InputError):
+    """What is named rightly cannot be had now, from a server or a file system: the same command may do later."""
+
+    code = FAILED
+
 
 class TrainingAborted(Exception):
     """Numbers have gone bad, on every rank alike; the message says how and what to look at."""
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command's `main(argv)` and exit with its code; an `InputError` becomes one ``error:`` line and code 2."""
+    """Run a command's `main(argv)` and exit with its code; an `InputError` becomes one ``error:`` line and its code."""
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        code = BAD_INPUT
+        code = error.code
+    except BrokenPipeError:
+        # Whoever read the output has seen enough, as `head` has; what is still kept of it must not fail at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 128 + signal.SIGPIPE
     sys.exit(code)

@@ -209,6 +209,7 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds beside tensors. Collective."""
+        self.recorder.sync()
         progress = self._joined()
         progress.seconds, progress.stability = self.recorder.seconds, self.guard.state()
         return dataclasses.asdict(progress) | {

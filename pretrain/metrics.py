@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig, dump_config
+from pretrain.errors import Unavailable
 from pretrain.files import replace_text
 from pretrain.trackers import Trackers
 
@@ -34,7 +37,9 @@ class MetricsLog:
         self._pending: list[str] = []
         self._failing = False
         self._path = self._folder / "metrics.jsonl"
-        self._end = drop_records_after(self._path, resumed_step)
+        self._resumed_step = resumed_step
+        self._end: int | None = None
+        """Bytes of records in the file; None until those of another attempt are known to be gone."""
         self._flush()
         self._trackers = Trackers(config, resumed_step)
 
@@ -58,16 +63,25 @@ class MetricsLog:
         self._trackers.track(record["step"], numbers)
         print(console_line(record, self._steps, eta), flush=True)
 
-    def _flush(self) -> None:
+    def sync(self) -> None:
+        """Have the records so far on the disk itself, where they outlive the node."""
+        self._flush(to_disk=True)
+
+    def _flush(self, *, to_disk: bool = False) -> None:
         try:
+            if self._end is None:
+                self._end = drop_records_after(self._path, self._resumed_step)
             self._write_config()
             self._end = append_whole(self._path, self._end, "".join(self._pending).encode())
+            self._pending.clear()
+            if to_disk:
+                with self._path.open("rb+") as file:
+                    os.fsync(file.fileno())
         except OSError as error:
             if not self._failing:
                 _warn(f"{error.filename or self._path}: {error.strerror}; records are kept until they can be written")
             self._failing = True
         else:
-            self._pending.clear()
             self._failing = False
 
     def _write_config(self) -> None:
@@ -129,26 +143,57 @@ def console_line(record: Record, steps: int, eta: float | None = None) -> str:
 
 
 def read_records(path: Path) -> list[Record]:
-    """All records of a metrics.jsonl but a last line that was cut off."""
-    records = []
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            records.append(json.loads(line))
-    return records
+    """All records of a metrics.jsonl but a last line that was cut off; warns about damaged lines.
+
+    Raises FileNotFoundError, and Unavailable where the file is there and cannot be read now.
+    """
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise Unavailable(f"{path}: cannot be read ({error.strerror})") from error
+    found = [_parse(line) for line in lines if line.endswith(b"\n")]
+    _warn_of_damage(path, found)
+    return [record for record in found if record is not None]
 
 
 def drop_records_after(path: Path, step: int) -> int:
-    """Cut off what a run that goes on from `step` will record again; returns the length in bytes of what stays."""
-    if not path.exists():
+    """Cut off what a run that goes on from `step` will record again; returns the length in bytes of what stays.
+
+    A damaged line stays where it is: it is not worth the records behind it. Raises OSError.
+    """
+    found: list[Record | None] = []
+    length = kept = 0
+    try:
+        file = path.open("rb+")  # in place, for which a full disk has room
+    except FileNotFoundError:
         return 0
-    kept = 0
-    with path.open("rb+") as file:  # in place, for which a full disk has room
+    with file:
         for line in file:
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            record = _parse(line)
+            if not line.endswith(b"\n") or (record is not None and record["step"] > step):
                 break
-            kept += len(line)
+            found.append(record)
+            length += len(line)
+            kept = length if record is not None else kept
         file.truncate(kept)
+    _warn_of_damage(path, found)
     return kept
+
+
+def _parse(line: bytes) -> Record | None:
+    """None if it is damaged, as by a node that crashed."""
+    try:
+        record = json.loads(line.decode())
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and {"kind", "step"} <= record.keys() else None
+
+
+def _warn_of_damage(path: Path, records: Sequence[Record | None]) -> None:
+    if damaged := [str(number) for number, record in enumerate(records, 1) if record is None]:
+        _warn(f"{path}: lines {', '.join(damaged)} are damaged and left out")
 
 
 def _finite(value: Any) -> Any:

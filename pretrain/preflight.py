@@ -5,9 +5,12 @@ Nothing is created, save that manifests of remote corpora get into the shard cac
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from pretrain.config import RunConfig, load_config
@@ -16,7 +19,8 @@ from pretrain.corpus.direct.config import StreamConfig
 from pretrain.corpus.samples import rows_of_rank
 from pretrain.corpus.tokenizers import load_tokenizer
 from pretrain.data import PreparedData, corpus_locations
-from pretrain.errors import InputError
+from pretrain.distributed.attempt import WORKER
+from pretrain.errors import InputError, Unavailable
 
 CONFIG_FILE = "config.yaml"
 """In the run folder: the resolved configuration the run was started with."""
@@ -49,6 +53,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
 
     Raises:
         InputError: One line that lists all problems.
+        Unavailable: A server or the folder of a run that has begun cannot be reached now.
     """
     problems = [
         *_batch_problems(config, world_size),
@@ -72,6 +77,8 @@ def _data_problems(config: RunConfig, world_size: int) -> Iterator[str]:
         return
     try:
         data = PreparedData(config)
+    except Unavailable:
+        raise
     except InputError as error:
         yield str(error)
         return
@@ -146,17 +153,35 @@ def _folder_problems(config: RunConfig) -> Iterator[str]:
         with tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        yield f"run.dir: {folder} cannot be written ({error.strerror}), choose another run.dir"
+        problem = f"run.dir: {folder} cannot be written ({error.strerror}), choose another run.dir"
+        if WORKER in os.environ or _has_begun(folder):
+            raise Unavailable(problem) from error
+        yield problem
         return
+    if (other := other_run(config)) is not None:
+        yield other
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has used the folder before, so that it was no mistake to name it."""
+    try:
+        return (folder / CONFIG_FILE).exists()
+    except OSError as error:
+        return error.errno in (errno.EIO, errno.ESTALE)  # a file system whose server is gone
+
+
+def other_run(config: RunConfig) -> str | None:
+    """What is wrong with going on with the run in `run.dir`, if it holds one."""
+    folder = config.run.dir
     if not (folder / CONFIG_FILE).exists():
-        return
+        return None
     try:
         earlier = load_config(folder / CONFIG_FILE)
     except InputError as error:
-        yield f"run.dir: {folder} holds a run of which {CONFIG_FILE} cannot be used ({error}), choose another run.dir"
-        return
+        return f"run.dir: {folder} holds a run of which {CONFIG_FILE} cannot be used ({error}), choose another run.dir"
     if changed := list(_changes(earlier.model_dump(mode="json"), config.model_dump(mode="json"))):
-        yield f"run.dir: {folder} holds another run ({', '.join(changed)}): choose another run.dir"
+        return f"run.dir: {folder} holds another run ({', '.join(changed)}): choose another run.dir"
+    return None
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:

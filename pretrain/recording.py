@@ -85,6 +85,11 @@ class Recorder:
         self._write(record)
         return record
 
+    def sync(self) -> None:
+        """Bring what was recorded to the disk: a checkpoint is not to know of steps that the records do not."""
+        if self._log is not None:
+            self._log.sync()
+
     def close(self) -> None:
         if self._log is not None:
             self._log.close()

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from rich.box import SIMPLE_HEAD
@@ -25,6 +26,7 @@ from pretrain.config import RunConfig, load_config
 from pretrain.console import print_line
 from pretrain.errors import BAD_INPUT, DONE, FAILED, InputError, run_command
 from pretrain.metrics import Record, read_records
+from pretrain.outcome import read_outcome
 from pretrain.preflight import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -97,49 +99,59 @@ def replay(config: RunConfig, arguments: argparse.Namespace, ranks: Ranks) -> No
     """Take the steps and show the last one. Collective."""
     from pretrain.inspection import inspect_step
 
-    checkpoint = agree_on_start(arguments, ranks)
+    checkpoint = find_start(arguments, ranks)
     if ranks.is_main:
         start = "the beginning" if checkpoint is None else checkpoint
         print(f"replaying up to step {arguments.step} from {start}", file=sys.stderr, flush=True)
     found = inspect_step(config, checkpoint, arguments.step, arguments.top, ranks)
     if ranks.is_main:
-        show(found, recorded(arguments.run, arguments.step), as_json=arguments.json)
+        with suppress(BrokenPipeError):  # whoever read it has seen enough, as `head` has
+            show(found, recorded(arguments.run, arguments.step, config.logging.every), as_json=arguments.json)
 
 
-def agree_on_start(arguments: argparse.Namespace, ranks: Ranks) -> Path | None:
-    """The checkpoint to begin at, None for the run's beginning: rank 0 reads and checks them. Collective."""
-    found = ranks.together(lambda: find_start(arguments) if ranks.is_main else None)
-    return ranks.gather(found)[0]
+def find_start(arguments: argparse.Namespace, ranks: Ranks) -> Path | None:
+    """The checkpoint that was asked for, or the newest whole one before the step; None for the beginning. Collective.
 
-
-def find_start(arguments: argparse.Namespace) -> Path | None:
-    """The checkpoint that was asked for, or the newest whole one before the step; None where there is none.
-
-    Raises InputError where the one asked for is damaged, or not of an earlier step.
+    Raises RanksError where the one asked for is damaged or not of an earlier step, or all before the step are damaged.
     """
-    from pretrain.checkpoint import checkpoints_of, damage, read_state, step_of
+    from pretrain.checkpoint import newest_whole
 
     if arguments.checkpoint is None:
-        before = (path for path in checkpoints_of(arguments.run) if step_of(path) < arguments.step)
-        return next((path for path in before if damage(path) is None), None)
-    if (problem := damage(arguments.checkpoint)) is not None:
-        raise InputError(f"--checkpoint: {arguments.checkpoint} is no whole checkpoint: {problem}")
-    if (saved := read_state(arguments.checkpoint)["step"]) >= arguments.step:
-        raise InputError(f"--checkpoint: {arguments.checkpoint} is of step {saved}, not before --step {arguments.step}")
+        return newest_whole(arguments.run, ranks, before=arguments.step)
+    ranks.together(lambda: check_start(arguments) if ranks.is_main else None)
     return arguments.checkpoint
 
 
-def recorded(run_dir: Path, step: int) -> Record | None:
-    """What the run itself noted about the step, if it did."""
+def check_start(arguments: argparse.Namespace) -> None:
+    from pretrain.checkpoint import checkpoints_of, damage, read_state
+
+    checkpoint = arguments.checkpoint
+    if found := checkpoints_of(checkpoint):
+        raise InputError(f"--checkpoint: {checkpoint} is a run directory; name a checkpoint in it, such as {found[0]}")
+    if (problem := damage(checkpoint)) is not None:
+        raise InputError(f"--checkpoint: {checkpoint} is no whole checkpoint: {problem}")
+    if (saved := read_state(checkpoint)["step"]) >= arguments.step:
+        raise InputError(f"--checkpoint: {checkpoint} is of step {saved}, not before --step {arguments.step}")
+
+
+def recorded(run_dir: Path, step: int, every: int) -> Record | str:
+    """What the run itself noted about the step, or why it has not; it logs `every` so many steps."""
     path = run_dir / "metrics.jsonl"
     records = read_records(path) if path.is_file() else []
     kinds = {record["kind"]: record for record in records if record["step"] == step}
-    return kinds.get("skipped") or kinds.get("train")
+    if found := kinds.get("skipped") or kinds.get("train"):
+        return found
+    outcome = read_outcome(run_dir)
+    taken = max((record["step"] for record in records), default=0)
+    if outcome is not None and outcome.step is not None:
+        taken = max(taken, outcome.step)
+    return f"nothing: the run came to step {taken:,}" if step > taken else f"nothing: logging.every is {every:,}"
 
 
-def show(found: Record, noted: Record | None, *, as_json: bool) -> None:
+def show(found: Record, noted: Record | str, *, as_json: bool) -> None:
+    """`noted` is what `recorded` returns."""
     if as_json:
-        print(json.dumps(found | {"recorded": noted}, indent=1))
+        print(json.dumps(found | {"recorded": None if isinstance(noted, str) else noted}, indent=1))
         return
     console = Console()
     for name, value in summary(found, noted):
@@ -148,7 +160,7 @@ def show(found: Record, noted: Record | None, *, as_json: bool) -> None:
     console.print(parameters_table(found["parameters"]))
 
 
-def summary(found: Record, noted: Record | None) -> list[tuple[str, str]]:
+def summary(found: Record, noted: Record | str) -> list[tuple[str, str]]:
     """Lines of name and value."""
     lines = [
         ("step", f"{found['step']:,}, from step {found['from_step']:,}"),
@@ -157,7 +169,9 @@ def summary(found: Record, noted: Record | None) -> list[tuple[str, str]]:
         ("learning rate", f"{found['lr']:.3e}"),
         ("judged", f"skipped: {found['problem']}" if found["problem"] else "applied"),
     ]
-    if noted is not None:
+    if isinstance(noted, str):
+        lines.append(("recorded", noted))
+    else:
         was = f"skipped: {noted['problem']}" if noted["kind"] == "skipped" else "applied"
         lines.append(("recorded", f"{was}; gradient norm {_number(noted['grad_norm'])}"))
     places = [f"{place['module']} (rank {place['rank']})" for place in found["not_finite"]]

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from perceiver_ar.blocks.attend import describe_backend, use_backend
 from perceiver_ar.cost import training_flops_per_token
 from perceiver_ar.models.perceiver_ar import PerceiverAR
-from pretrain.checkpoint import load_weights
+from pretrain.checkpoint import CheckpointReader
 from pretrain.config import RunConfig
 from pretrain.distributed import Ranks, RanksError
 from pretrain.engine import Engine, accumulation_steps
@@ -31,16 +30,23 @@ def build_task(config: RunConfig, checkpoint: Path | None) -> CausalLM:
     torch.manual_seed(config.run.seed)
     model = PerceiverAR(config.model)
     if checkpoint is not None:
-        weights = load_weights(checkpoint)[1]
-        _check_shapes(weights, dict(model.named_parameters()), checkpoint)
-        model.load_state_dict(weights)
+        _load_weights(model, checkpoint)
     model.activation_checkpointing = config.train.activation_checkpointing
     return CausalLM(model, config.run.seed)
 
 
-def _check_shapes(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], checkpoint: Path) -> None:
+def _load_weights(model: PerceiverAR, checkpoint: Path) -> None:
+    reader = CheckpointReader(checkpoint)
+    weights = dict(model.named_parameters())
+    _check_shapes(reader.state["shapes"], {name: weight.shape for name, weight in weights.items()}, checkpoint)
+    # One after another: all ranks of a node do this at once, so that a second copy of the model counts.
+    for name, weight in weights.items():
+        weight.data.copy_(reader.whole("weight", name))
+
+
+def _check_shapes(saved: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], checkpoint: Path) -> None:
     for name in [*wanted, *saved]:
-        ours, theirs = (tuple(of[name].shape) if name in of else "absent" for of in (wanted, saved))
+        ours, theirs = (tuple(of[name]) if name in of else "absent" for of in (wanted, saved))
         if ours != theirs:
             raise RanksError(
                 f"model: {name} is {ours} by the configuration but {theirs} in {checkpoint}; a run keeps its model: "

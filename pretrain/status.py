@@ -26,7 +26,7 @@ from rich.text import Text
 
 from pretrain.command_line import ArgumentParser
 from pretrain.config import load_config
-from pretrain.errors import DONE, FAILED, InputError, run_command
+from pretrain.errors import DONE, FAILED, InputError, Unavailable, run_command
 from pretrain.metrics import Record, read_records
 from pretrain.outcome import OUTCOME_FILE, Outcome, read_outcome
 from pretrain.preflight import CONFIG_FILE
@@ -95,7 +95,13 @@ def _outcome_rows(outcome: Outcome) -> Iterator[tuple[str, str]]:
 
 def _progress_rows(run_dir: Path, outcome: Outcome) -> Iterator[tuple[str, str]]:
     metrics = run_dir / "metrics.jsonl"
-    records = read_records(metrics) if metrics.exists() else []
+    try:
+        records = read_records(metrics)
+    except FileNotFoundError:
+        records = []
+    except Unavailable as error:
+        yield "step", str(error)
+        return
     trained = [record for record in records if record["kind"] == "train"]
     if not trained:
         yield "step", "none logged yet"
@@ -114,7 +120,9 @@ def _progress_rows(run_dir: Path, outcome: Outcome) -> Iterator[tuple[str, str]]
         yield "validation", _loss(validations[-1])
     skipped = [record for record in records if record["kind"] == "skipped"]
     last_skipped = f", the last in step {skipped[-1]['step']:,}: {skipped[-1]['problem']}" if skipped else ""
-    yield "skipped", f"{last['skipped_steps']:,} steps{last_skipped}"
+    # The last train record has counted those up to its step.
+    count = last["skipped_steps"] + sum(record["step"] > last["step"] for record in skipped)
+    yield "skipped", f"{count:,} step{'' if count == 1 else 's'}{last_skipped}"
 
 
 def _steps_per_second(trained: Sequence[Record]) -> float:

@@ -20,10 +20,11 @@ from pretrain.distributed.attempt import WORKER, reported_step
 from pretrain.distributed.ending import at_end
 from pretrain.distributed.stopping import StoppedEarly, StopRequest
 from pretrain.distributed.supervisor import Supervisor
-from pretrain.errors import ABORTED, BAD_INPUT, DONE, FAILED, STOPPED, InputError, TrainingAborted, run_command
-from pretrain.outcome import next_attempt, write_outcome
+from pretrain.errors import ABORTED, DONE, FAILED, STOPPED, InputError, TrainingAborted, run_command
+from pretrain.outcome import next_attempt, read_outcome, write_outcome
 from pretrain.output import keep_going_without_output
-from pretrain.preflight import check_run
+from pretrain.preflight import check_run, other_run
+from pretrain.run_lock import hold_run
 
 EXAMPLES = """\
   deepspeed pretrain/train.py --config configs/demo.yaml
@@ -74,11 +75,11 @@ def main(argv: Sequence[str]) -> int:
         arguments = parse(argv)
         ranks = arguments.ranks or int(os.environ.get("WORLD_SIZE", "1"))
         config = load_config(arguments.config, arguments.overrides)
-        check_run(config, ranks)
-    except InputError:
+        check(config, ranks, record=is_first_rank and not arguments.dry_run)
+    except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of its node see the same
             raise
-        return BAD_INPUT
+        return error.code
     if arguments.dry_run:
         if is_first_rank:
             from pretrain.dry_run import print_dry_run
@@ -88,7 +89,20 @@ def main(argv: Sequence[str]) -> int:
     keep_going_without_output()
     if arguments.max_restarts > 0 and WORKER not in os.environ:
         return Supervisor([sys.executable, *sys.orig_argv[1:]], config.run.dir, arguments.max_restarts).run()
+    if is_first_rank:
+        hold_run(config.run.dir)
     run(config, is_first_rank)
+
+
+def check(config: RunConfig, ranks: int, *, record: bool) -> None:
+    """`check_run`; a run that has an outcome, and cannot go on now, gets another one if `record`."""
+    try:
+        check_run(config, ranks)
+    except InputError as error:
+        run_dir = config.run.dir
+        if record and read_outcome(run_dir) is not None and other_run(config) is None:
+            write_outcome(run_dir, next_attempt(run_dir).with_end(error.code, None, str(error)))
+        raise
 
 
 def run(config: RunConfig, is_first_rank: bool) -> NoReturn:
@@ -108,7 +122,7 @@ def run(config: RunConfig, is_first_rank: bool) -> NoReturn:
         code = train(config, stop)
         message = (stop.reason or "another rank was asked to stop") if code == STOPPED else ""
     except InputError as error:
-        code, message = BAD_INPUT, str(error)
+        code, message = error.code, str(error)
         if is_first_rank or not isinstance(error, RanksError):
             print(f"error: {error}", file=sys.stderr)
     except TrainingAborted as error:

@@ -55,6 +55,11 @@ def checkpoint_path(run_dir: Path, step: int) -> Path:
     return run_dir / "checkpoints" / f"step-{step:08d}"
 
 
+def aside(checkpoint: Path) -> Path:
+    """Where one is while another of its step takes its place: a checkpoint still, as its name says the same step."""
+    return checkpoint.with_name(f"step-0{checkpoint.name.removeprefix('step-')}")
+
+
 def rank_file(rank: int) -> str:
     return f"rank-{rank:05d}.safetensors"
 
@@ -65,6 +70,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def checkpoints_of(run_dir: Path) -> list[Path]:
-    """All of a run, damaged or not, the newest first."""
+    """All of a run, damaged or not, the newest first; one set `aside` only follows that of its step."""
     folders = (run_dir / "checkpoints").glob("step-*")
-    return sorted((path for path in folders if re.fullmatch(r"step-\d+", path.name)), key=step_of, reverse=True)
+    found = [path for path in folders if re.fullmatch(r"step-\d+", path.name)]
+    return sorted(found, key=lambda path: (-step_of(path), len(path.name)))

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from pretrain.checkpoint.layout import MANIFEST, UNFINISHED
+from pretrain.checkpoint.layout import MANIFEST, UNFINISHED, aside
 from pretrain.checkpoint.writing import FileEntry, write_text
 from pretrain.files import sync
 
@@ -19,21 +19,23 @@ def publish(temporary: Path, final: Path, files: Mapping[str, FileEntry]) -> Non
         (temporary / name).stat()  # where nodes do not share the folder, others' files are not here
     write_text(temporary / MANIFEST, json.dumps({"files": files}, indent=1))
     sync(temporary)
-    replaced = final.exists()
-    if replaced:
-        os.rename(final, _doomed(final))
+    replaced = aside(final)
+    if final.exists():
+        if replaced.exists():
+            delete(replaced)
+        os.rename(final, replaced)
     os.rename(temporary, final)
     for folder in (final.parent, final.parent.parent):
         sync(folder)
-    if replaced:
-        shutil.rmtree(_doomed(final))
+    if replaced.exists():
+        delete(replaced)
 
 
 def delete(checkpoint: Path) -> None:
-    """Raises OSError."""
+    """What cannot be deleted now, as NFS keeps files that are open, goes with the next save. Raises OSError."""
     # Renamed first: a half-deleted checkpoint must not look like a damaged one.
     os.rename(checkpoint, doomed := _doomed(checkpoint))
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def delete_unfinished(folder: Path, besides: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Set
 from pathlib import Path
+from typing import NamedTuple
 
 from pretrain.checkpoint.layout import checkpoints_of, step_of
 from pretrain.checkpoint.publishing import delete
@@ -15,33 +16,40 @@ from pretrain.errors import InputError
 
 def prune(run_dir: Path, section: CheckpointSection, damaged: Set[int]) -> None:
     """Delete the checkpoints that are not to stay, now that the newest undamaged one is whole. Raises OSError."""
-    checkpoints = {step_of(path): path for path in checkpoints_of(run_dir)}
-    losses = {step: _loss(path) for step, path in checkpoints.items()}
-    for step in outdated(losses, section, damaged):
-        delete(checkpoints[step])
+    checkpoints = checkpoints_of(run_dir)[::-1]
+    gone = outdated({step_of(path): _validation(path) for path in checkpoints}, section, damaged)
+    for path in checkpoints:
+        if step_of(path) in gone:
+            delete(path)
 
 
-def outdated(losses: Mapping[int, float | None], section: CheckpointSection, damaged: Set[int]) -> list[int]:
+class Validation(NamedTuple):
+    step: int
+    loss: float
+
+
+def outdated(validations: Mapping[int, Validation | None], section: CheckpointSection, damaged: Set[int]) -> list[int]:
     """The steps whose checkpoints are to go, the oldest first.
 
     Args:
-        losses: step -> validation loss at that very step, None without one, of all checkpoints of the run.
+        validations: step -> the last validation by then, None without one, of all checkpoints of the run.
         damaged: steps of checkpoints that count for nothing, and go as soon as there is a newer one.
     """
-    whole = sorted(losses.keys() - damaged)
+    whole = sorted(validations.keys() - damaged)
     stay = set(whole[-section.keep :])
-    if section.keep_every:
-        stay.update(step for step in whole if step % section.keep_every == 0)
-    scored = {step: loss for step in whole if (loss := losses[step]) is not None and math.isfinite(loss)}
-    if section.keep_best and scored:
-        stay.add(min(scored, key=lambda step: (scored[step], -step)))
-    return sorted(step for step in losses.keys() - stay if step < whole[-1])
+    # A save begins late while another is being written, or after one that failed: the first one afterwards counts.
+    if every := section.keep_every:
+        stay.update({step // every: step for step in reversed(whole) if step >= every}.values())
+    if section.keep_best:
+        scored = {seen: step for step in reversed(whole) if (seen := validations[step]) and math.isfinite(seen.loss)}
+        if scored:
+            stay.add(scored[min(scored, key=lambda seen: (seen.loss, -seen.step))])
+    return sorted(step for step in validations.keys() - stay if step < max(whole, default=0))
 
 
-def _loss(checkpoint: Path) -> float | None:
+def _validation(checkpoint: Path) -> Validation | None:
     try:
-        state = read_state(checkpoint)
-    except (OSError, ValueError, KeyError, InputError):  # it has been damaged since it was written
+        validation = read_state(checkpoint)["validation"]
+        return validation and Validation(validation["step"], validation["loss"])
+    except (OSError, ValueError, KeyError, TypeError, InputError):  # it has been damaged since it was written
         return None
-    validation = state.get("validation")
-    return validation["loss"] if validation and validation["step"] == state["step"] else None

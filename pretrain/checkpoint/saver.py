@@ -28,6 +28,7 @@ from pretrain.checkpoint.snapshot import HostBuffer
 from pretrain.checkpoint.writing import FileEntry, write_pieces, write_text
 from pretrain.config import CheckpointSection
 from pretrain.distributed import Ranks, RanksError
+from pretrain.errors import FAILED
 from pretrain.version import code_version
 
 if TYPE_CHECKING:
@@ -62,6 +63,11 @@ class Saver:
         # One thread: whatever it is given happens in order.
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._save: Save | None = None
+        self._pruning: Future[None] = Future()
+        self._pruning.set_result(None)
+        if ranks.is_main and saved_step:
+            # A disk that is full of old checkpoints refuses every save, after which they would go otherwise.
+            self._prune_soon()
 
     @property
     def pending(self) -> bool:
@@ -114,9 +120,9 @@ class Saver:
         self.saved_step, self.failures = save.step, 0
         if self.ranks.is_main:
             self._damaged.discard(save.step)
-            pruning = self._thread.submit(self._prune)
+            self._prune_soon()
             if not save.background:
-                pruning.result()
+                self._pruning.result()
         return True
 
     def _surroundings(self) -> dict[str, Any]:
@@ -149,7 +155,8 @@ class Saver:
         if self.failures >= limit:
             raise RanksError(
                 f"run.dir: {limit} checkpoints in a row were not written (checkpoint.max_failures), the last, of step "
-                f"{save.step}, because of {problem}; {newest}"
+                f"{save.step}, because of {problem}; {newest}",
+                FAILED,
             )
         if self.ranks.is_main:
             print(
@@ -158,6 +165,11 @@ class Saver:
                 file=sys.stderr,
                 flush=True,
             )
+
+    def _prune_soon(self) -> None:
+        # The one before was done ahead of the last save. Its result tells what was no failure of the file system.
+        self._pruning.result()
+        self._pruning = self._thread.submit(self._prune)
 
     def _prune(self) -> None:
         try:

@@ -19,13 +19,11 @@ class HostBuffer:
     def copy(self, pieces: Sequence[Piece]) -> list[Piece]:
         """The same pieces in this memory. They hold until the next call, which must have pieces of the same sizes."""
         sizes = [piece.tensor.numel() for piece in pieces]
-        cuda = torch.cuda.is_available()
         if self._memory is None:
-            self._memory = torch.empty(sum(sizes), dtype=torch.float32, pin_memory=cuda)
+            # Not pinned: PyTorch would round it up to a power of two, which may take twice the memory.
+            self._memory = torch.empty(sum(sizes), dtype=torch.float32)
         copies = []
         for piece, memory in zip(pieces, self._memory.split(sizes), strict=True):
-            memory.copy_(piece.tensor, non_blocking=True)
+            memory.copy_(piece.tensor)
             copies.append(dataclasses.replace(piece, tensor=memory))
-        if cuda:
-            torch.cuda.synchronize()
         return copies

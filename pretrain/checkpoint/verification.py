@@ -9,25 +9,42 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pretrain.checkpoint.layout import MANIFEST, checkpoints_of
+from pretrain.checkpoint.layout import MANIFEST, checkpoints_of, step_of
 from pretrain.distributed import Ranks, RanksError
+from pretrain.errors import FAILED
 from pretrain.files import hash_file
 
 
-def newest_whole(run_dir: Path, ranks: Ranks) -> Path | None:
+class Unreadable(str):
+    """What `damage` says of files that may well be whole, on a disk that does not give them out."""
+
+    __slots__ = ()
+
+
+def newest_whole(run_dir: Path, ranks: Ranks, before: int | None = None) -> Path | None:
     """The newest checkpoint of a run whose files are what they were; warns about those passed over. Collective.
 
+    With `before`, only those of earlier steps count.
     Each rank hashes its share of the files, so all must see the same `run_dir`. Raises RanksError where there are
     checkpoints and none is whole: a disk that cannot be read for a while is no reason to train anew.
     """
+    unreadable = False
 
     def problem(checkpoint: Path) -> str | None:
+        nonlocal unreadable
         found = ranks.gather(damage(checkpoint, ranks.rank, ranks.size))
+        unreadable |= any(isinstance(problem, Unreadable) for problem in found)
         return next(filter(None, found), None)
 
     # A folder may list differently on another node for a while: what rank 0 sees counts.
     [checkpoints, *_] = ranks.gather(checkpoints_of(run_dir))
+    checkpoints = [path for path in checkpoints if before is None or step_of(path) < before]
     newest = _newest(checkpoints, problem, tell=ranks.is_main)
+    if checkpoints and newest is None and unreadable:
+        raise RanksError(
+            f"run.dir: checkpoints in {checkpoints[0].parent} cannot be read now, and none is whole of those that can",
+            FAILED,
+        )
     if checkpoints and newest is None:
         raise RanksError(
             f"run.dir: of the checkpoints in {checkpoints[0].parent} none is whole; restore one, or remove them all to "
@@ -55,7 +72,8 @@ def damage(checkpoint: Path, share: int = 0, of: int = 1) -> str | None:
             if path.suffix == ".safetensors" and not _is_safetensors(path):
                 return f"{name} is not a safetensors file"
     except OSError as error:
-        return f"{Path(error.filename or path).name} cannot be read ({error.strerror})"
+        lost = isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError)
+        return (str if lost else Unreadable)(f"{Path(error.filename or path).name} cannot be read ({error.strerror})")
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be parsed"
     return None

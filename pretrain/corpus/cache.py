@@ -17,7 +17,7 @@ import xxhash
 
 from pretrain.corpus.download import Patience, download
 from pretrain.corpus.manifest import FileEntry
-from pretrain.errors import InputError
+from pretrain.errors import InputError, Unavailable
 
 LOCK_FILE = ".lock"
 PARTIAL = ".partial"
@@ -218,7 +218,10 @@ class ShardCache:
         try:
             yield
         except OSError as error:
-            raise InputError(f"data.cache.dir: {self.dir} cannot be used ({error}); choose another folder") from error
+            # A disk that is full or fails is no mistake in the configuration.
+            mistaken = isinstance(error, PermissionError | FileExistsError | NotADirectoryError)
+            kind = InputError if mistaken else Unavailable
+            raise kind(f"data.cache.dir: {self.dir} cannot be used ({error}); choose another folder") from error
 
 
 def mark_used(file: BinaryIO) -> None:

@@ -14,7 +14,7 @@ import fsspec
 import xxhash
 
 from pretrain.corpus.manifest import FileEntry
-from pretrain.errors import InputError
+from pretrain.errors import InputError, Unavailable
 
 CHUNK_BYTES = 4 << 20
 CHUNKS_AHEAD = 8
@@ -56,7 +56,7 @@ def download(url: str, entry: FileEntry, target: BinaryIO, patience: Patience) -
     """Fill `target`, from its start, with the file; never with more than `entry.bytes` bytes.
 
     Raises:
-        InputError: as `transfer`, or the last try brought other bytes than `entry` says.
+        InputError: as `transfer`; `Unavailable` also if the last try brought other bytes than `entry` says.
         OSError: `target` cannot be written.
     """
 
@@ -83,7 +83,8 @@ def transfer(url: str, consume: Callable[[Iterable[bytes]], T], patience: Patien
     `consume` may raise `TransferError` to begin again; whatever else it raises is raised.
 
     Raises:
-        InputError: the file is missing or refused, or the last try was cut or stalled.
+        InputError: the file is missing or refused.
+        Unavailable: the last try was cut or stalled.
     """
     system, path = open_file_system(url)
     return persist(url, lambda: consume(_chunks(system, path, patience.stall_seconds)), patience)
@@ -93,7 +94,8 @@ def persist(url: str, action: Callable[[], T], patience: Patience) -> T:
     """What `action` returns, at the first try at which it raises no `TransferError`.
 
     Raises:
-        InputError: the last try failed, or `action` raised `RefusalError`.
+        InputError: `action` raised `RefusalError`.
+        Unavailable: the last try failed.
     """
     failures = 0
     while True:
@@ -104,7 +106,7 @@ def persist(url: str, action: Callable[[], T], patience: Patience) -> T:
         except TransferError as error:
             failures += 1
             if failures == patience.tries:
-                raise InputError(f"{url}: {error} (tried {failures} times)") from error
+                raise Unavailable(f"{url}: {error} (tried {failures} times)") from error
         # Jitter, lest all nodes of a run come back to a struggling server at once.
         time.sleep(patience.first_delay * 2 ** (failures - 1) * random.uniform(0.5, 1.5))
 

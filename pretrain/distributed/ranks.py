@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.errors import InputError
+from pretrain.errors import BAD_INPUT, InputError
 
 T = TypeVar("T")
 
@@ -57,14 +57,14 @@ class Ranks:
     def together(self, work: Callable[[], T]) -> T:
         """What `work` returns on this rank; where it raises InputError on any, all raise the first such. Collective."""
         results: list[T] = []
-        problem: str | None = None
+        problem: tuple[str, int] | None = None
         try:
             results.append(work())
         except InputError as error:
-            problem = str(error)
+            problem = str(error), error.code
         for found in self.gather(problem):
             if found is not None:
-                raise RanksError(found)
+                raise RanksError(*found)
         return results[0]
 
     def while_waiting(self, work: Callable[[], None]) -> None:
@@ -78,4 +78,8 @@ class Ranks:
 
 
 class RanksError(InputError):
-    """Raised on every rank alike: it is enough if one of them tells."""
+    """Raised on every rank alike: it is enough if one of them tells. `code` is what the run ends with."""
+
+    def __init__(self, message: str, code: int = BAD_INPUT) -> None:
+        super().__init__(message)
+        self.code = code

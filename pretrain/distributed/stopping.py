@@ -16,7 +16,11 @@ import psutil
 
 from pretrain.distributed.attempt import WORKER
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+SIGNALS = (
+    *(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT),
+    # A closed terminal sends it; under nohup it is ignored, and stays so.
+    *((signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else ()),
+)
 SAME_REQUEST_SECONDS = 3.0
 """A terminal and a launcher above it may send the same Ctrl-C each: until then, signals are one request."""
 LAUNCHERS = ("deepspeed", "deepspeed.launcher.", "torchrun", "torch.distributed.run", "torch.distributed.launch")
@@ -29,14 +33,15 @@ class StoppedEarly(Exception):
 class StopRequest:
     """True once one of `SIGNALS` has asked the process to end, or the launcher above it is gone.
 
-    A second signal ends the process at once, whatever its main thread is in, with exit code 128 + the signal's number.
-    Make one per process, in the main thread.
+    The same signal again, or SIGINT after any other, ends the process at once, whatever its main thread is in, with
+    exit code 128 + the signal's number. Another signal does not: launchers and SLURM send SIGTERM some time after what
+    they or a terminal sent first. Make one per process, in the main thread.
     """
 
     def __init__(self) -> None:
         self.reason = ""
         """Such as ``SIGUSR1``, or ``the launcher (pid 12) is gone``; empty as long as nothing asks."""
-        self._signalled: float | None = None
+        self._received: dict[signal.Signals, float] = {}
         self._launchers = launchers_above()
         # Handlers run in the main thread only, which may be stuck in a collective; the wake-up descriptor is written
         # wherever that is.
@@ -64,17 +69,21 @@ class StopRequest:
 
     def _receive(self, number: signal.Signals) -> None:
         now = time.monotonic()
-        if self._signalled is None:
-            self._signalled = now
-            if not self.reason:
-                self._ask(number.name)
-        elif now - self._signalled > SAME_REQUEST_SECONDS:
+        if number == signal.SIGINT:
+            earlier = min(self._received.values(), default=now)
+        else:
+            earlier = self._received.get(number, now)
+        self._received.setdefault(number, now)
+        if now - earlier > SAME_REQUEST_SECONDS:
             _end_at_once(number)
+        if not self.reason:
+            self._ask(number.name)
 
     def _ask(self, reason: str) -> None:
         self.reason = reason
         if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{reason}: stopping after this step; a further signal ends at once", file=sys.stderr, flush=True)
+            again = f"the same again, after {SAME_REQUEST_SECONDS:g} s or more, ends at once"
+            print(f"{reason}: stopping; {again}", file=sys.stderr, flush=True)
 
 
 def _end_at_once(number: signal.Signals) -> NoReturn:

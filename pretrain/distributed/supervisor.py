@@ -35,6 +35,7 @@ class Supervisor:
         self._command, self._run_dir, self._max_restarts = command, run_dir, max_restarts
         self._rank = int(os.environ.get("RANK", "0"))
         self._launchers = launchers_above()
+        self._earlier = read_outcome(run_dir)
         self._worker: subprocess.Popen[bytes] | None = None
         self._stop_signal: signal.Signals | None = None
         for number in SIGNALS:
@@ -108,13 +109,20 @@ class Supervisor:
 
     def _end(self, code: int, step: int | None) -> int:
         message = self._stop_signal.name if self._stop_signal is not None else None
-        # A worker that has ended by itself has said so, and knows more.
-        self._record(lambda outcome: outcome if outcome.ended else outcome.with_end(code, step, message))
+        self._record(lambda outcome: self._ended(outcome, code, step, message))
         return code
 
     def _record(self, change: Callable[[Outcome], Outcome]) -> None:
         if self._rank == 0:
-            write_outcome(self._run_dir, change(read_outcome(self._run_dir) or next_attempt(self._run_dir)))
+            outcome = read_outcome(self._run_dir)
+            if outcome is None or outcome == self._earlier:  # no worker has come so far as to begin an attempt
+                outcome = next_attempt(self._run_dir)
+            write_outcome(self._run_dir, change(outcome))
+
+    def _ended(self, outcome: Outcome, code: int, step: int | None, message: str | None) -> Outcome:
+        if outcome.ended is not None and self._worker is not None and outcome.pid == self._worker.pid:
+            return outcome  # the worker has said so itself, and knows more
+        return outcome.with_end(code, step, message)
 
     def _say(self, text: str) -> None:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of its node have the same to say

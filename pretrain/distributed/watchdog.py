@@ -16,7 +16,9 @@ from pretrain.errors import FAILED
 
 Limit = Literal["setup", "step", "save"]
 
-_MARGIN_SECONDS = 10.0
+_MARGIN_SECONDS = 4 * 3600.0
+"""Of the last resort, whose clock goes on while the process is stopped (SIGSTOP, ``scontrol suspend``): one that was
+stopped for longer than this is ended when it is continued."""
 _JOINING_SECONDS = 5.0
 """Joining has the same limit, and names absent ranks: it is to be first."""
 
@@ -34,6 +36,8 @@ class Watchdog:
             "save": section.save,
         }
         self._doing: tuple[str, Limit] = ("set-up", "setup")
+        self.seconds = 0.0
+        """Since the start, without those in which the process was stopped."""
         self._tick = min(1.0, *(limit / 10 for limit in self._limits.values()))
         self._closed = threading.Event()
         self._arm(section.setup)
@@ -49,6 +53,11 @@ class Watchdog:
         """From now on this process is in `doing`, such as ``step 57: reading data``. Costs nothing."""
         self._doing = (doing, limit)
 
+    def check(self, doing: str, limit: Limit, since: float) -> None:
+        """End the process if `doing`, which goes on beside what was entered, has taken its limit since `seconds`."""
+        if self.seconds - since > self._limits[limit]:
+            self._expire(doing, limit)
+
     def close(self) -> None:
         """Watch no more."""
         self._closed.set()
@@ -58,7 +67,8 @@ class Watchdog:
         watched, seconds, last = self._doing, 0.0, time.monotonic()
         while not self._closed.wait(self._tick):
             # A process that was stopped for a while is not hanging.
-            seconds, last = seconds + min(time.monotonic() - last, 2 * self._tick), time.monotonic()
+            passed, last = min(time.monotonic() - last, 2 * self._tick), time.monotonic()
+            seconds, self.seconds = seconds + passed, self.seconds + passed
             if (now := self._doing) is not watched:
                 seconds = seconds if now[1] == watched[1] == "setup" else 0.0
                 watched = now

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint import checkpoint_path
-from pretrain.errors import BAD_INPUT
+from pretrain.errors import BAD_INPUT, DONE
 from pretrain.files import hash_file
 from tests.faults.crew import start
 from tests.faults.phases import At, get_killed
@@ -80,6 +80,19 @@ def test_damaged_file(copy, undisturbed, survived, damage: Callable[[Path], None
     survived(
         f"{name} {damage.__name__.replace('_', ' ')}", "named and passed over, went on bitwise from the one before"
     )
+
+
+@pytest.mark.faults
+def test_last_checkpoint_damaged(copy, undisturbed, survived):
+    run = copy.with_suffix("")
+    start(copy).expect(DONE, DONE)
+    truncated(checkpoint_path(run, 12) / FILES[0])
+    output = start(copy).expect(DONE, DONE)
+    assert [line for line in output.splitlines() if "warning" in line or "error" in line] == [
+        line for line in output.splitlines() if line.startswith("warning: passing over damaged checkpoint")
+    ]
+    assert_same(run, undisturbed(2, **FIELDS))
+    survived("last step's checkpoint damaged", "named, and replaced by a whole one")
 
 
 @pytest.mark.faults

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint import checkpoints_of, damage
-from pretrain.errors import BAD_INPUT
+from pretrain.errors import FAILED
 from tests.faults.crew import start
 from tests.faults.phases import At, get_killed
 from tests.faults.runs import assert_same
@@ -133,7 +133,7 @@ def test_outage_that_does_not_end(store, tmp_path, write_run, undisturbed, survi
     """The run ends after `max_failures`; the command goes on once there is room."""
     config = write_run(store / "run", **FIELDS, checkpoint__max_failures=3, checkpoint__background=False)
     faults = [At("reading", partial(fill, store), entry=BEGIN, ranks=(0,))]
-    output = start(config, faults=faults, logs=tmp_path).expect(BAD_INPUT, BAD_INPUT)
+    output = start(config, faults=faults, logs=tmp_path).expect(FAILED, FAILED)
     assert "failure 2 of 3" in output and "error: run.dir: 3 checkpoints in a row were not written" in output
     assert "Traceback" not in output
     assert any(damage(checkpoint) is None for checkpoint in checkpoints_of(store / "run"))

@@ -8,6 +8,7 @@ import pytest
 
 from perceiver_ar.models.config import PerceiverARConfig
 from pretrain.config import RunConfig, load_config
+from pretrain.errors import Unavailable
 from pretrain.metrics import MetricsLog, console_line, read_records
 
 TRAIN = {
@@ -77,6 +78,41 @@ def test_resuming_forgets_later_records_and_a_cut_line(tmp_path, step, kept):
     assert steps_in(tmp_path) == kept
     log.write(TRAIN | {"step": 5})
     assert steps_in(tmp_path) == [*kept, 5]
+
+
+def test_a_damaged_line_costs_that_line_only(tmp_path, capsys):
+    """What a crashed node may leave of a line: zeros, bytes of others, a part."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps(TRAIN | {"step": step}).encode() + b"\n" for step in (1, 2, 3, 4)]
+    damaged = [bytes(40) + b"\n", b'{"kind": "train", "st\xff\xfe\n', b"17\n"]
+    path.write_bytes(lines[0] + damaged[0] + lines[1] + b"".join(damaged[1:]) + lines[2] + damaged[0] + lines[3])
+    log = MetricsLog(run_config(tmp_path), resumed_step=3)
+    assert capsys.readouterr().err == f"warning: {path}: lines 2, 4, 5, 7 are damaged and left out\n"
+    log.write(TRAIN | {"step": 4})
+    log.write(TRAIN | {"step": 5})
+    capsys.readouterr()
+    assert [record["step"] for record in read_records(path)] == [1, 2, 3, 4, 5]
+    assert capsys.readouterr().err == f"warning: {path}: lines 2, 4, 5 are damaged and left out\n"
+    assert path.read_bytes().startswith(lines[0] + damaged[0] + lines[1])
+
+
+def test_records_that_cannot_be_read_now(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to(path)
+    with pytest.raises(Unavailable, match=r"metrics\.jsonl: cannot be read \(Too many levels"):
+        read_records(path)
+
+
+def test_later_records_are_forgotten_once_the_file_can_be_reached(tmp_path, capsys):
+    path, away = tmp_path / "metrics.jsonl", tmp_path / "away"
+    away.write_text("".join(json.dumps(TRAIN | {"step": step}) + "\n" for step in (1, 2, 3)))
+    path.symlink_to(path)
+    log = MetricsLog(run_config(tmp_path), resumed_step=2)
+    log.write(TRAIN | {"step": 3, "loss": 7.0})
+    assert capsys.readouterr().err.count("warning") == 1
+    away.rename(path)
+    log.sync()
+    assert [(record["step"], record["loss"]) for record in read_records(path)] == [(1, 2.5), (2, 2.5), (3, 7.0)]
 
 
 def steps_in(folder):

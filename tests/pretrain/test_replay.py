@@ -2,13 +2,22 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from pretrain.distributed import Ranks
 from pretrain.errors import InputError
-from pretrain.replay import find_start, parse, run_config, show
+from pretrain.outcome import read_outcome, write_outcome
+from pretrain.replay import find_start, parse, recorded, run_config, show
 
+ROOT = Path(__file__).parents[2]
+ALONE = Ranks(0, 1, torch.device("cpu"), None)
 WORKER = Path(__file__).with_name("poisoned_worker.py")
 POISONED, SPOILT_STEP, STEPS = 30, 8, 12
 
@@ -162,19 +171,52 @@ def test_streams_are_read_again(tmp_path, write_run, start_ranks, finish_ranks):
         assert set(row["text"]) <= set(("abcde ", "vwxyz ")[row["stream"]])
 
 
-def test_begins_at_the_newest_whole_checkpoint_before_the_step(run):
+def test_begins_at_the_newest_whole_checkpoint_before_the_step(run, tmp_path, capsys):
+    run = Path(shutil.copytree(run, tmp_path / "run"))
     folder = run / "checkpoints"
 
     def start(step: int) -> Path | None:
-        return find_start(parse(["--run", str(run), "--step", str(step)]))
+        return find_start(parse(["--run", str(run), "--step", str(step)]), ALONE)
 
     assert [start(step) for step in (5, 6, 10)] == [None, folder / "step-00000005", folder / "step-00000005"]
     assert start(11) == folder / "step-00000010"
-    state = folder / "step-00000010" / "state.json"
-    content = state.read_bytes()
-    state.write_bytes(content[:-1])
+    assert capsys.readouterr().err == ""
+    spoil(folder / "step-00000010")
     assert start(11) == folder / "step-00000005"
-    state.write_bytes(content)
+    warning = f"warning: passing over damaged checkpoint {folder / 'step-00000010'}: state.json has "
+    assert capsys.readouterr().err.startswith(warning)
+    spoil(folder / "step-00000005")
+    with pytest.raises(InputError, match="of the checkpoints in .* none is whole"):
+        start(11)
+
+
+def spoil(checkpoint: Path) -> None:
+    state = checkpoint / "state.json"
+    state.write_bytes(state.read_bytes()[:-1])
+
+
+def test_says_why_the_run_has_recorded_nothing(run, tmp_path, replays, capsys):
+    [found] = [found for (step, _), found in replays.items() if step == 10]
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    metrics = run / "metrics.jsonl"
+    lines = [line for line in metrics.read_text().splitlines(keepends=True) if json.loads(line)["step"] < 10]
+    metrics.write_text("".join(lines))
+    write_outcome(run, replace(read_outcome(run), step=9))
+    assert recorded(run, 9, every=1)["step"] == 9
+    show({**found, "recorded": None}, recorded(run, 10, every=1), as_json=False)
+    assert "recorded        nothing: the run came to step 9\n" in capsys.readouterr().out
+    write_outcome(run, replace(read_outcome(run), step=12))
+    show({**found, "recorded": None}, recorded(run, 10, every=3), as_json=False)
+    assert "recorded        nothing: logging.every is 3\n" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_output_that_nobody_reads_to_its_end_is_no_error(run):
+    command = [sys.executable, "pretrain/replay.py", "--run", run, "--step", "6", "--json"]
+    replay = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    replay.stdout.close()
+    assert "Traceback" not in replay.stderr.read()
+    assert replay.wait(60) == 0
 
 
 @pytest.mark.parametrize(
@@ -185,14 +227,15 @@ def test_begins_at_the_newest_whole_checkpoint_before_the_step(run):
         (["--step", "3", "--top", "0"], "--top: must be at least 1"),
         (["--step", "3", "train.stops=3"], "train.stops"),
         (["--step", "5", "--checkpoint", "{run}/checkpoints/step-00000005"], "is of step 5, not before --step 5"),
-        (["--step", "5", "--checkpoint", "{run}"], "is no whole checkpoint"),
+        (["--step", "5", "--checkpoint", "{run}"], r"is a run directory; name a checkpoint in it, such as .*/step-0"),
+        (["--step", "5", "--checkpoint", "{run}/checkpoints"], "is no whole checkpoint"),
     ],
 )
 def test_refuses(run, options, problem):
     with pytest.raises(InputError, match=problem):
         arguments = parse(["--run", str(run), *(option.format(run=run) for option in options)])
         run_config(arguments)
-        find_start(arguments)
+        find_start(arguments, ALONE)
 
 
 def test_refuses_what_is_no_run(tmp_path):

@@ -137,7 +137,22 @@ def test_skipped_steps(run, status):
     records[3:3] = [{"kind": "skipped", "step": 4, "problem": "loss not finite", "loss": None, "samples": [12, 15]}]
     records = [record | {"skipped_steps": 1} if record["step"] == 4 else record for record in records]
     (run / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert status(run)[1]["skipped"] == "1 steps, the last in step 4: loss not finite"
+    assert status(run)[1]["skipped"] == "1 step, the last in step 4: loss not finite"
+
+
+def test_steps_skipped_since_the_last_logged_one_count(run, status):
+    skipped = [{"kind": "skipped", "step": step, "problem": "loss not finite"} for step in (5, 6)]
+    with (run / "metrics.jsonl").open("a") as file:
+        file.writelines(json.dumps(record) + "\n" for record in skipped)
+    assert status(run)[1]["skipped"] == "2 steps, the last in step 6: loss not finite"
+
+
+def test_records_that_cannot_be_read(run, status):
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl").symlink_to("metrics.jsonl")
+    code, rows, output = status(run)
+    assert code == 0, output
+    assert "metrics.jsonl: cannot be read (Too many levels of symbolic links)" in rows["step"]
 
 
 def test_before_the_first_step(tmp_path, status):

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pretrain.outcome import read_outcome
+from pretrain.outcome import next_attempt, read_outcome, write_outcome
 
 ROOT = Path(__file__).parents[2]
 SUPERVISED = Path(__file__).with_name("supervised.py")
@@ -43,6 +43,20 @@ def test_final_codes_are_mirrored(tmp_path, code):
     assert start(tmp_path, [[5, code]]).wait(60) == code
     assert len(workers(tmp_path)) == 1
     assert read_outcome(tmp_path).code == code
+
+
+def test_the_outcome_of_an_earlier_invocation_is_not_this_ones(tmp_path):
+    """A worker that says nothing itself: it was refused before the run, or had no time."""
+    write_outcome(tmp_path, next_attempt(tmp_path).with_end(75, 8, "SIGUSR1"))
+    assert start(tmp_path, [[None, 1], [None, 2]]).wait(60) == 2
+    outcome = read_outcome(tmp_path)
+    assert (outcome.outcome, outcome.code, outcome.attempt) == ("bad_input", 2, 2)
+    process = start(tmp_path, [[None, 0], [None, 0], [None, "sleep"]])
+    wait_until((tmp_path / "ready").exists)
+    process.terminate()
+    assert process.wait(60) == 75
+    outcome = read_outcome(tmp_path)
+    assert (outcome.outcome, outcome.message, outcome.attempt) == ("stopped", "SIGTERM", 3)
 
 
 def test_failures_are_started_again(tmp_path):

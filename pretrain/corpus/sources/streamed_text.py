@@ -18,7 +18,7 @@ import xxhash
 from pretrain.corpus.download import http_options, open_file_system, silence_hub
 from pretrain.corpus.sources.columns import BATCH_ROWS, check_column
 from pretrain.corpus.sources.dataset import TextDataset
-from pretrain.errors import InputError
+from pretrain.errors import InputError, Unavailable
 
 STALL_SECONDS = 60.0
 """Without a byte from a web server, after which a connection is lost. The Hub's own client has limits of its own."""
@@ -110,7 +110,7 @@ class StreamedText:
                     raise InputError(f"{self.place(file, group, row)}: cannot be read ({_reason(error)})") from error
                 if lost == len(RETRY_WAITS) or self._stop.wait(RETRY_WAITS[lost]):
                     where = self.place(file, group, row)
-                    raise InputError(
+                    raise Unavailable(
                         f"{where}: cannot be reached ({_reason(error)}), tried {lost + 1} times"
                     ) from error
                 lost += 1

@@ -29,15 +29,22 @@ def saver(engine: StoredState, tmp_path: Path) -> Callable[..., Saver]:
 
 @pytest.fixture
 def save(saver: Callable[..., Saver], tmp_path: Path) -> Callable[..., bool]:
-    """save(step, run=tmp_path, background=False, loss=None, **section): one save.
+    """save(step, run=tmp_path, background=False, **section): one save; `loss` and `validated` as in `state_of`.
 
     As by a process that goes on from the newest checkpoint before `step`, or from `saved_step`.
     """
 
-    def save(step: int, run: Path = tmp_path, background: bool = False, loss: float | None = None, **arguments: Any):
+    def save(
+        step: int,
+        run: Path = tmp_path,
+        background: bool = False,
+        loss: float | None = None,
+        validated: int | None = None,
+        **arguments: Any,
+    ) -> bool:
         before = [found for found in map(step_of, checkpoints_of(run)) if found < step]
         one = saver(run, **{"saved_step": max(before, default=0)} | arguments)
-        one.begin(state_of(step, loss), background)
+        one.begin(state_of(step, loss, validated), background)
         one.wait()
         new = one.finish()
         one.wait()

@@ -48,9 +48,9 @@ class StoredState:
                     yield Piece(kind, name, start, parts[self.ranks.rank])
 
 
-def state_of(step: int, loss: float | None = None) -> dict[str, Any]:
-    """What a run adds to a checkpoint; `loss` if the step was validated."""
-    validation = {"step": step, "loss": loss} if loss is not None else {"step": step - 1, "loss": 1.0}
+def state_of(step: int, loss: float | None = None, validated: int | None = None) -> dict[str, Any]:
+    """What a run adds to a checkpoint; `loss` is of the last validation, at `validated` or else at `step`."""
+    validation = None if loss is None else {"step": validated or step, "loss": loss}
     return {"step": step, "config": {"model": asdict(CONFIG)}, "validation": validation}
 
 

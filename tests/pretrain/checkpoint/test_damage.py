@@ -11,7 +11,7 @@ import xxhash
 
 from pretrain.checkpoint import checkpoint_path, checkpoints_of, damage, latest_checkpoint, newest_whole, read_state
 from pretrain.distributed import RanksError
-from pretrain.errors import InputError
+from pretrain.errors import BAD_INPUT, FAILED, InputError
 from tests.pretrain.checkpoint.stored_state import ALONE
 
 FILES = ("manifest.json", "rank-00000.safetensors", "state.json")
@@ -58,8 +58,25 @@ def test_damaged_checkpoint_is_named_and_passed_over(tmp_path, save, capsys, nam
     spoil(older / name)
     assert latest_checkpoint(tmp_path) is None
     assert len(capsys.readouterr().err.splitlines()) == 2
-    with pytest.raises(RanksError, match="none is whole; restore one, or remove them all to train anew"):
+    with pytest.raises(RanksError, match="none is whole; restore one, or remove them all to train anew") as refused:
         newest_whole(tmp_path, ALONE)
+    assert refused.value.code == BAD_INPUT
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_checkpoints_that_cannot_be_read_are_not_for_the_user_to_replace(tmp_path, save, name):
+    save(1)
+    save(2)
+    truncate(checkpoint_path(tmp_path, 1) / name)
+    file = checkpoint_path(tmp_path, 2) / name
+    file.rename(file.with_suffix(".away"))
+    file.symlink_to(file)  # the system refuses to follow it round and round
+    with pytest.raises(RanksError, match=r"cannot be read now") as refused:
+        newest_whole(tmp_path, ALONE)
+    assert refused.value.code == FAILED
+    file.unlink()
+    file.with_suffix(".away").rename(file)
+    assert newest_whole(tmp_path, ALONE) == checkpoint_path(tmp_path, 2)
 
 
 class Trap:

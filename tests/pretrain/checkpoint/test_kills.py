@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from pretrain.checkpoint import damage, latest_checkpoint, step_of
+from pretrain.checkpoint import damage, latest_checkpoint, read_state, step_of
 
 FORK = multiprocessing.get_context("fork")
 REQUESTS = ("mkdir", "write", "fsync", "rename", "unlink", "rmdir")
@@ -58,3 +58,24 @@ def test_killed_at_any_point_of_a_save_a_whole_checkpoint_is_there(tmp_path, sav
     assert found == sorted(found)
     # Made, three files written and synced, folder synced, renamed; then parents synced and the older one deleted.
     assert found.count(1) >= 10 and found.count(2) >= 6
+
+
+def test_killed_at_any_point_of_replacing_a_checkpoint_its_step_is_there(tmp_path, engine, save, names):
+    points, found = 0, []
+    while True:
+        run = tmp_path / str(points)
+        engine.adam_step = 3
+        save(1, run=run)
+        engine.adam_step = 7
+        if not killed_at(points + 1, lambda run=run: save(1, run=run)):
+            break
+        points += 1
+        newest = latest_checkpoint(run)
+        assert newest is not None and damage(newest) is None
+        found.append(read_state(newest)["adam_step"])
+        save(1, run=run)
+        save(2, run=run, keep=1)
+        save(3, run=run, keep=1)
+        assert names(run) == ["step-00000003"]
+    assert found == sorted(found)
+    assert found.count(3) >= 10 and found.count(7) >= 6

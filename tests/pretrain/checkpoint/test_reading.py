@@ -45,13 +45,25 @@ def test_reads_any_part(cut, data):
     assert torch.equal(reader.whole(kind, name), tensors[kind][name])
 
 
-def test_another_model_than_the_runs_is_refused(cut):
-    config = RunConfig(
+@pytest.fixture
+def config():
+    return RunConfig(
         run={"dir": "unused"},
-        model=replace(CONFIG, num_channels=16),
+        model=CONFIG,
         data={"corpus": "unused"},
         train={"steps": 1, "global_batch": 1, "micro_batch": 1},
     )
+
+
+def test_a_runs_model_gets_the_weights(cut, config):
+    checkpoint, tensors = cut
+    weights = dict(build_task(config, checkpoint).model.named_parameters())
+    assert weights.keys() == tensors["weight"].keys()
+    assert all(torch.equal(weight, tensors["weight"][name]) for name, weight in weights.items())
+
+
+def test_another_model_than_the_runs_is_refused(cut, config):
+    other = config.model_copy(update={"model": replace(CONFIG, num_channels=16)})
     told = r"model: embed.tokens.weight is \(30, 16\) by the configuration but \(30, 8\) in .*step-00000001"
     with pytest.raises(RanksError, match=told):
-        build_task(config, cut[0])
+        build_task(other, cut[0])

@@ -1,6 +1,8 @@
 """What a save leaves on the disk, and what it does where the disk refuses."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain.checkpoint import CheckpointReader, damage, latest_checkpoint, load_weights, read_state
 from pretrain.distributed import RanksError
+from pretrain.errors import FAILED
 from tests.pretrain.checkpoint.stored_state import CONFIG, refused_writes, state_of
 
 
@@ -117,8 +120,9 @@ def test_too_many_failures_in_a_row_are_fatal(tmp_path, saver, save, names, caps
             one.wait()
             if step < 4:
                 assert not one.finish()
-    with pytest.raises(RanksError, match=r"run\.dir: 3 .*File too large; the newest whole one is step-0+1$"):
+    with pytest.raises(RanksError, match=r"run\.dir: 3 .*File too large; the newest whole one is step-0+1$") as fatal:
         one.finish()
+    assert fatal.value.code == FAILED
     assert capsys.readouterr().err.count("warning") == 2
     assert names(tmp_path) == ["step-00000001"]
     assert damage(tmp_path / "checkpoints" / "step-00000001") is None
@@ -167,3 +171,30 @@ def test_saving_a_step_again_replaces_it(tmp_path, engine, save, names):
     save(3)
     assert read_state(newest)["adam_step"] == 7
     assert names(tmp_path) == ["step-00000003"]
+
+
+def test_remains_of_a_replaced_checkpoint_are_no_failure(tmp_path, engine, save, names, monkeypatch, capsys):
+    save(3)
+    remove = os.rmdir
+
+    def busy(path, **arguments):
+        # As NFS does while a process has one of the deleted files open.
+        if ".tmp-deleted" in str(path):
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+        remove(path, **arguments)
+
+    monkeypatch.setattr(os, "rmdir", busy)
+    engine.adam_step = 7
+    assert save(3)
+    assert capsys.readouterr().err == ""
+    assert read_state(latest_checkpoint(tmp_path))["adam_step"] == 7
+    monkeypatch.undo()
+    save(4)
+    assert names(tmp_path) == ["step-00000003", "step-00000004"]
+
+
+def test_write_that_hangs_in_the_background_ends_the_process(tmp_path, start_ranks, finish_ranks):
+    worker = Path(__file__).with_name("hanging_worker.py")
+    output = finish_ranks(start_ranks([worker, tmp_path], 1), code=FAILED, timeout=120)
+    assert "error: nothing for 1 s (watchdog.save); rank 0 in saving step 1: writing in the background" in output
+    assert "in dead_disk" in output

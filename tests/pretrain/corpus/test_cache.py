@@ -22,7 +22,7 @@ from pretrain.corpus import SampleOrder, ShardCache, StridedWindows, open_corpus
 from pretrain.corpus.cache import NoRoomError
 from pretrain.corpus.download import Patience
 from pretrain.corpus.manifest import FileEntry
-from pretrain.errors import InputError
+from pretrain.errors import BAD_INPUT, InputError, Unavailable
 
 ROOT = Path(__file__).parents[3]
 HASTY = Patience(tries=3, first_delay=0.01, stall_seconds=1)
@@ -191,7 +191,7 @@ def test_faults_are_tried_again_and_reported_when_they_stay(server, files, fetch
     server.faults["a.bin"] = [fault, fault]
     assert fetch(cache, "a.bin") == (tmp_path / "files" / "a.bin").read_bytes()
     server.faults["b.bin"] = [fault] * 3
-    with pytest.raises(InputError, match=rf"{server.url}/b\.bin: .*\(tried 3 times\)"):
+    with pytest.raises(Unavailable, match=rf"{server.url}/b\.bin: .*\(tried 3 times\)"):
         fetch(cache, "b.bin")
     assert server.requested == ["a.bin"] * 3 + ["b.bin"] * 3
     assert len(list((tmp_path / "cache").glob("*-*"))) == 1
@@ -199,10 +199,11 @@ def test_faults_are_tried_again_and_reported_when_they_stay(server, files, fetch
 
 def test_a_missing_file_and_an_absent_server_are_reported(server, files, tmp_path):
     cache = ShardCache(tmp_path / "cache", 1 << 20, HASTY)
-    with pytest.raises(InputError, match=rf"{server.url}/x\.bin: there is no such file"):
+    with pytest.raises(InputError, match=rf"{server.url}/x\.bin: there is no such file") as refused:
         cache.open(f"{server.url}/x.bin", files["a.bin"])
     assert server.requested == ["x.bin"], "asking again would not bring it back"
-    with pytest.raises(InputError, match=r"http://127\.0\.0\.1:1/a\.bin: .*tried 3 times"):
+    assert refused.value.code == BAD_INPUT
+    with pytest.raises(Unavailable, match=r"http://127\.0\.0\.1:1/a\.bin: .*tried 3 times"):
         cache.open("http://127.0.0.1:1/a.bin", files["a.bin"])
 
 

@@ -1,6 +1,7 @@
 """One rank of a run that does nothing but exchange numbers with the others; its argument tells what else it does.
 
-In step 3 it does what ``ranks`` has for it; ``last`` are seconds it takes after its last step.
+In step 3 it does what ``ranks`` has for it; ``last`` are seconds it takes after its last step, ``margin`` those of the
+watchdog's last resort.
 """
 
 import json
@@ -11,11 +12,13 @@ from typing import Any
 
 from pretrain.config import WatchdogSection
 from pretrain.distributed import Ranks, StoppedEarly, StopRequest, Watchdog, join, leave, report_failure
+from pretrain.distributed import watchdog as watching
 from pretrain.errors import DONE, FAILED, STOPPED
 
 
 def run(what: dict[str, Any], stop: StopRequest) -> int:
     section = WatchdogSection(**what.get("watchdog", {}))
+    watching._MARGIN_SECONDS = what.get("margin", watching._MARGIN_SECONDS)
     with Watchdog(section) as watchdog:
         ranks = join(section, stop)
         code = take_steps(what, ranks, stop, watchdog)

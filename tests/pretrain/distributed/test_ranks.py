@@ -122,10 +122,21 @@ def test_a_hang_ends_all_ranks_with_stacks(start: Callable[..., list[Rank]]) -> 
 def test_a_hang_that_holds_the_interpreters_lock_ends_too(start: Callable[..., list[Rank]]) -> None:
     # The watchdog's own thread is held up as well, after it has begun to watch.
     how = {"sleep": 1, "hold the lock": True}
-    [rank] = start({"steps": 5, "watchdog": {"step": 3}, "ranks": {"0": how}}, size=1)
+    [rank] = start({"steps": 5, "watchdog": {"step": 3}, "margin": 5, "ranks": {"0": how}}, size=1)
     code, _ = rank.end()
     assert code == FAILED
     assert "in misbehave" in rank.output
+
+
+@pytest.mark.slow
+def test_a_run_that_was_suspended_goes_on(start: Callable[..., list[Rank]]) -> None:
+    [rank] = start({"steps": 60, "watchdog": {"step": 2}}, size=1)
+    rank.wait_for("step 5")
+    rank.process.send_signal(signal.SIGSTOP)
+    time.sleep(20)
+    rank.process.send_signal(signal.SIGCONT)
+    code, said = rank.end()
+    assert (code, said) == (0, ""), rank.output
 
 
 def test_a_rank_that_fails_is_named_with_its_error(start: Callable[..., list[Rank]]) -> None:

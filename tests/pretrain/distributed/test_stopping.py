@@ -52,13 +52,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT", "SIGHUP"])
 def test_a_signal_asks_to_stop(start: Callable[..., subprocess.Popen[str]], name: str) -> None:
     process = start("-c", RANK)
     process.send_signal(getattr(signal, name))
     out, err = process.communicate(timeout=60)
     assert out == f"{name}\n"
-    assert err.startswith(f"{name}: stopping after this step")
+    assert err.startswith(f"{name}: stopping; ")
     assert process.returncode == 0
 
 
@@ -74,6 +74,26 @@ def test_a_second_signal_ends_a_stuck_process_but_not_within_three_seconds(
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     assert process.wait(10) == 128 + signal.SIGTERM
+
+
+def test_what_slurm_and_launchers_send_later_is_no_second_request(start: Callable[..., subprocess.Popen[str]]) -> None:
+    process = start("-c", RANK + STUCK)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(3.5)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 128 + signal.SIGINT
+
+
+def test_a_closed_terminal_is_ignored_under_nohup(start: Callable[..., subprocess.Popen[str]]) -> None:
+    ignoring = f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{RANK}"
+    process = start("-c", ignoring)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=60)[0] == "SIGTERM\n"
 
 
 def test_a_signal_to_a_forked_child_is_its_own(start: Callable[..., subprocess.Popen[str]]) -> None:

@@ -1,0 +1,53 @@
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pretrain import run_lock
+from pretrain.errors import InputError
+from pretrain.run_lock import hold_run
+
+ROOT = Path(__file__).parents[2]
+HOLDER = "import sys, time, pathlib; from pretrain.run_lock import hold_run; hold_run(pathlib.Path(sys.argv[1]))"
+
+
+def hold_elsewhere(run: Path) -> subprocess.Popen[str]:
+    """A process that holds a run, once it does."""
+    command = [sys.executable, "-c", f"{HOLDER}; print('held', flush=True); time.sleep(100)", run]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_run_in_use_is_refused_until_its_process_is_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "LAST_MOMENTS", 1.0)
+    run = tmp_path / "new" / "run"
+    holder = hold_elsewhere(run)
+    try:
+        with pytest.raises(InputError, match=rf"^run\.dir: {run} is in use; wait for its end, or choose another$"):
+            hold_run(run)
+        outcome = {"outcome": "running", "attempt": 1, "host": "n7", "pid": 12, "started": "2026-01-01T00:00:00+00:00"}
+        (run / "outcome.json").write_text(json.dumps(outcome))
+        with pytest.raises(InputError, match="is in use by process 12 on n7; wait"):
+            hold_run(run)
+    finally:
+        holder.kill()
+        holder.communicate()
+    hold_run(run)
+
+
+def test_a_process_that_is_just_ending_is_waited_for(tmp_path):
+    holder = hold_elsewhere(tmp_path)
+    ending = subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(1); os.kill({holder.pid}, 9)"])
+    started = time.monotonic()
+    hold_run(tmp_path)
+    assert time.monotonic() - started > 0.5
+    ending.wait()
+    holder.communicate()
+
+
+def test_a_folder_that_cannot_be_written_does_not_keep_a_run_from_starting():
+    hold_run(Path("/proc/run"))
