@@ -60,7 +60,7 @@ test-all: $(STAMP)  ## run the tests, the slow ones too
 	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 8 -m 'not faults'
 
 test-faults: $(STAMP)  ## kill, damage, starve and hang runs; writes what they survived into docs/reliability.md
-	OMP_NUM_THREADS=1 python -m pytest tests/faults -m '' --write-table
+	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 8 tests/faults -m '' --write-table
 
 lint: $(STAMP)  ## check style and formatting
 	ruff check

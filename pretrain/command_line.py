@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import NoReturn
 
 from pretrain.errors import InputError
@@ -20,4 +21,7 @@ class ArgumentParser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        if wrong := re.fullmatch(r"argument (?:.*/)?(-.*): invalid (int|float) value: (.*)", message):
+            option, kind, value = wrong.groups()
+            raise InputError(f"{option}: must be a {'whole number' if kind == 'int' else 'number'}, not {value}")
         raise InputError(f"{message}; see --help")

@@ -241,13 +241,13 @@ class StabilitySection(Section):
 class WatchdogSection(Section):
     """Seconds without a sign of progress after which a run ends with the stacks of all its threads."""
 
-    setup: Annotated[float, Field(gt=0)] = 1800
+    setup: Annotated[float, Field(ge=1)] = 1800
     """From a rank's start to the end of its first step: joining, loading, compiling."""
-    step: Annotated[float, Field(gt=0)] = 900
+    step: Annotated[float, Field(ge=1)] = 900
     """For a step, and for a batch of validation."""
-    save: Annotated[float, Field(gt=0)] = 1800
+    save: Annotated[float, Field(ge=1)] = 1800
     """For a checkpoint, whether training waits for it or not."""
-    dead_rank: Annotated[float, Field(gt=0)] = 60
+    dead_rank: Annotated[float, Field(ge=1)] = 60
     """Without a heartbeat of another rank, on whatever node."""
 
 

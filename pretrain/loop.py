@@ -204,7 +204,8 @@ class Run:
 
     def _stopped(self) -> int:
         step = self.progress.step
-        _say(self.ranks, f"stopped on request after step {step}: run the same command to go on")
+        when = f"on request after step {step}" if step > 0 else "before the first step"
+        _say(self.ranks, f"stopped {when}: run the same command to go on")
         return STOPPED
 
     def _state(self) -> dict[str, Any]:

@@ -39,6 +39,7 @@ EXAMPLES = """\
 
 Steps from the checkpoint on are taken as the run took them; the numbers are the run's own to the last bit on as many
 ranks of the same kind, and to rounding on others or where it was compiled. Nothing is written into the run directory.
+The loss is that of the step alone; the run's own records have the mean since the one before, logging.every steps ago.
 """
 SHOWN_CHARACTERS = 160
 """Of a sample's text, in the table; --json has all of it."""

@@ -201,7 +201,9 @@ def _problems(schema: type[BaseModel], entry: Any) -> Iterator[str]:
     elif kind == "missing":
         yield f"{name}: is missing, it has no default"
     elif kind in _WANTED:
-        yield f"{name}: must be {_WANTED[kind].format(**context)}, not {_show(entry['input'])}"
+        annotation = _fields(_annotation(schema, loc[:-1])).get(str(loc[-1]))
+        null = " or null" if type(None) in get_args(annotation) else ""
+        yield f"{name}: must be {_WANTED[kind].format(**context)}{null}, not {_show(entry['input'])}"
     elif kind == "value_error":
         # A dataclass joins its problems with "; " and begins each with the field at fault.
         for problem in str(context["error"]).split("; "):

@@ -26,7 +26,7 @@ from rich.text import Text
 
 from pretrain.command_line import ArgumentParser
 from pretrain.config import load_config
-from pretrain.errors import DONE, FAILED, InputError, Unavailable, run_command
+from pretrain.errors import DONE, FAILED, STOPPED, InputError, Unavailable, run_command
 from pretrain.metrics import Record, read_records
 from pretrain.outcome import OUTCOME_FILE, Outcome, read_outcome
 from pretrain.preflight import CONFIG_FILE
@@ -63,7 +63,7 @@ def _final_outcome(run_dir: Path) -> Outcome:
     """What the run has come to; a process that was killed could not say so itself."""
     outcome = read_outcome(run_dir)
     if outcome is None:
-        raise InputError(f"{run_dir}: not the directory of a run that was started, it has no {OUTCOME_FILE}")
+        raise InputError(_no_run(run_dir))
     if outcome.ended is not None or _may_live(outcome):
         return outcome
     latest = read_outcome(run_dir)  # it may have ended well just now
@@ -71,6 +71,14 @@ def _final_outcome(run_dir: Path) -> Outcome:
         return latest
     message = f"pid {outcome.pid} on {outcome.host} is gone and could not say why; the same command goes on"
     return replace(outcome, outcome="killed", code=FAILED, message=message)
+
+
+def _no_run(folder: Path) -> str:
+    if (path := folder / OUTCOME_FILE).exists():
+        return f"{path}: is damaged or cannot be read; the run's next attempt writes it anew"
+    near = (*folder.glob(f"*/{OUTCOME_FILE}"), *(parent / OUTCOME_FILE for parent in folder.parents))
+    meant = next((f"; did you mean {path.parent}?" for path in near if path.exists()), "")
+    return f"{folder}: not the directory of a run that was started, it has no {OUTCOME_FILE}{meant}"
 
 
 def _may_live(outcome: Outcome) -> bool:
@@ -89,7 +97,7 @@ def _outcome_rows(outcome: Outcome) -> Iterator[tuple[str, str]]:
     who = f", pid {outcome.pid} on {outcome.host}" if outcome.code is None else f", exit code {outcome.code}"
     yield "outcome", f"{outcome.outcome}{when}{who}"
     if outcome.message is not None:
-        yield "", outcome.message
+        yield "", f"{outcome.message}; the same command goes on" if outcome.code == STOPPED else outcome.message
     yield "attempt", f"{outcome.attempt}, started {_local(outcome.started)}"
 
 

@@ -126,9 +126,9 @@ def run(config: RunConfig, is_first_rank: bool) -> NoReturn:
         if is_first_rank or not isinstance(error, RanksError):
             print(f"error: {error}", file=sys.stderr)
     except TrainingAborted as error:
-        code, message = ABORTED, str(error)
+        code, message = ABORTED, f"{error}; {start_again(config.run.dir)}"
         if is_first_rank:
-            print(message, file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
     except StoppedEarly as stopped:
         code, message = STOPPED, str(stopped)
         if is_first_rank:
@@ -136,6 +136,14 @@ def run(config: RunConfig, is_first_rank: bool) -> NoReturn:
     except BaseException as error:
         code, message = FAILED, report_failure(error)
     leave(code, message)
+
+
+def start_again(run_dir: Path) -> str:
+    """From where the same command would go on."""
+    from pretrain.checkpoint import checkpoints_of
+
+    newest = next(iter(checkpoints_of(run_dir)), None)
+    return f"the newest checkpoint is {newest}" if newest is not None else "there is no checkpoint"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Needs nothing but Python, as it runs on each node before anything else does.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import signal
@@ -17,6 +18,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+LIMITS_GIB = {"HEALTH_DISK_GIB": 10.0, "HEALTH_MEMORY_GIB": 8.0}
+"""Defaults of the environment variables."""
 MAX_CLOCK_SECONDS = 60.0
 GPU_SECONDS = 120.0
 SITE_SECONDS = 60.0
@@ -40,12 +43,28 @@ environment:
 """
 
 
+class BadLimit(Exception):
+    """The environment asks for what is no amount; the message names the variable."""
+
+
+def limit_gib(name: str) -> float:
+    """What the environment asks for. Raises BadLimit."""
+    text = os.environ.get(name, LIMITS_GIB[name])
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise BadLimit(f"{name}: must be a number of GiB, not {text!r}")
+    return value
+
+
 def problems(run: Path, clock: float) -> Iterator[str]:
     if abs(ahead := time.time() - clock) > MAX_CLOCK_SECONDS:
         yield f"clock: {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} that of the job's first node"
-    yield from _memory_problems(float(os.environ.get("HEALTH_MEMORY_GIB", 8)))
+    yield from _memory_problems(limit_gib("HEALTH_MEMORY_GIB"))
     for folder in (run, Path(tempfile.gettempdir())):
-        yield from _disk_problems(folder, float(os.environ.get("HEALTH_DISK_GIB", 10)))
+        yield from _disk_problems(folder, limit_gib("HEALTH_DISK_GIB"))
     if gpus := int(os.environ.get("SLURM_GPUS_ON_NODE", 0)):
         yield from _gpu_problems(gpus)
     if command := os.environ.get("HEALTH_COMMAND"):
@@ -101,7 +120,10 @@ def main() -> int:
     # A job whose time limit is near asks its ranks to stop: this process is none of them.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     node = os.environ.get("SLURMD_NODENAME", socket.gethostname())
-    found = list(problems(arguments.run, arguments.clock))
+    try:
+        found = list(problems(arguments.run, arguments.clock))
+    except BadLimit as error:
+        found = [str(error)]
     for problem in found:
         print(f"{node}: {problem}", file=sys.stderr)
     if not found:

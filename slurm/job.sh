@@ -2,6 +2,7 @@
 # One attempt of a job: check its nodes, train, and queue the job again where there is more to do.
 #   job.sh SUBMISSION PYTHON    within an allocation; SUBMISSION is a folder written by slurm/submit.py
 set -u
+(($# == 2)) || { echo "usage: job.sh SUBMISSION PYTHON, within an allocation; slurm/submit.py sees to both" >&2; exit 2; }
 submission=$1 python=$2
 max_fruitless=3        # attempts in a row without a new checkpoint, after which the job ends
 max_restarts=3         # of the ranks within an attempt

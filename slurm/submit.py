@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import xxhash
 
@@ -24,6 +25,7 @@ from pretrain.config import RunConfig, dump_config, load_config
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.preflight import check_run
 from pretrain.version import VERSION_FILE, code_version
+from slurm.health import LIMITS_GIB, BadLimit, limit_gib
 
 CODE = ("perceiver_ar", "pretrain", "configs", "slurm")
 USAGE = """\
@@ -41,6 +43,7 @@ line of LINES is a run, with the line's `key.sub=value` on top; run i is in run.
 
 def main(argv: Sequence[str]) -> int:
     arguments, options = parse(argv)
+    check_limits()
     template = ROOT / "slurm" / f"{arguments.template}.sbatch"
     ranks = count_ranks(template, options)
     home = load_config(arguments.config, arguments.overrides).run.dir.absolute()
@@ -53,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         job = submit(template, submission, [f"--job-name={job_name(home)}", f"--output={log}", *options])
     except InputError:
-        shutil.rmtree(submission)
+        withdraw(submission, runs, home)
         raise
     print(f"job {job}: {len(runs)} {'run' if len(runs) == 1 else 'runs'}, {ranks} ranks")
     print(f"code and configuration  {submission}")
@@ -72,10 +75,23 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--sweep", type=Path, metavar="LINES", help="with sweep: a file with each run's overrides a line"
     )
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="replaces a value of the file")
-    arguments = parser.parse_intermixed_args(argv[:end])
-    if (arguments.template == "sweep") != (arguments.sweep is not None):
-        raise InputError("--sweep: goes with the template sweep, and the template with it")
+    arguments, unknown = parser.parse_known_intermixed_args(argv[:end])
+    if unknown:
+        raise InputError(f"{unknown[0]}: no option of submit.py, see --help; those for sbatch go behind --")
+    if arguments.template == "sweep" and arguments.sweep is None:
+        raise InputError("--sweep: is missing; it names the file with each run's overrides a line")
+    if arguments.template != "sweep" and arguments.sweep is not None:
+        raise InputError(f"--sweep: goes with the template sweep only, not with {arguments.template}")
     return arguments, list(argv[end + 1 :])
+
+
+def check_limits() -> None:
+    """Those of the health check come to the job from this environment: all its nodes would fail. Raises InputError."""
+    try:
+        for name in LIMITS_GIB:
+            limit_gib(name)
+    except BadLimit as error:
+        raise InputError(str(error)) from None
 
 
 def count_ranks(template: Path, options: Sequence[str]) -> int:
@@ -101,8 +117,10 @@ def read_runs(arguments: argparse.Namespace, home: Path, ranks: int) -> Iterator
         return
     try:
         lines = arguments.sweep.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--sweep: {arguments.sweep} cannot be read ({error})") from None
+    except OSError as error:
+        raise InputError(f"--sweep: {arguments.sweep} cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise InputError(f"--sweep: {arguments.sweep} is not UTF-8 text") from None
     line_of: dict[Path, int] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -143,6 +161,14 @@ def freeze(runs: Sequence[RunConfig], home: Path) -> Path:
     return submission
 
 
+def withdraw(submission: Path, runs: Sequence[RunConfig], home: Path) -> None:
+    """Undo `freeze`."""
+    shutil.rmtree(submission)
+    for folder in (submission.parent, *(run.run.dir for run in runs), home):
+        with suppress(OSError):  # it holds something else, or is gone with one before
+            folder.rmdir()
+
+
 def job_name(home: Path) -> str:
     """By it a job waits for others of the same run directory: what people recognise, and what tells them apart."""
     return f"{home.name}-{xxhash.xxh32(str(home).encode()).hexdigest()}"
@@ -156,7 +182,8 @@ def submit(template: Path, submission: Path, options: Sequence[str]) -> str:
     except FileNotFoundError:
         raise InputError("sbatch: no such command; submit from a host of the SLURM cluster") from None
     if finished.returncode:
-        raise InputError("; ".join(line.removeprefix("sbatch: error: ") for line in finished.stderr.splitlines()))
+        lines = [line.removeprefix("sbatch: error: ") for line in finished.stderr.splitlines()]
+        raise InputError(f"sbatch: {'; '.join(lines)}")
     return finished.stdout.strip().split(";")[0]
 
 

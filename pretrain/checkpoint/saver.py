@@ -160,7 +160,7 @@ class Saver:
             )
         if self.ranks.is_main:
             print(
-                f"warning: checkpoint of step {save.step} was not written: {problem}; training goes on, {newest}; "
+                f"warning: checkpoint of step {save.step} was not written: {problem}; trying again, {newest}; "
                 f"failure {self.failures} of {limit}",
                 file=sys.stderr,
                 flush=True,

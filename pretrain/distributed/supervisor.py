@@ -83,6 +83,8 @@ class Supervisor:
         assert self._worker is not None
         if outcome is not None and outcome.pid == self._worker.pid and outcome.message is not None:
             return f"rank {self._rank} failed {where} ({outcome.message})"
+        if code - 128 in list(signal.Signals):
+            return f"rank {self._rank} failed {where}, killed ({signal.Signals(code - 128).name})"
         return f"rank {self._rank} failed {where} with code {code}"
 
     def _reason_to_give_up(self, failed_steps: Sequence[int | None]) -> str | None:
@@ -95,7 +97,7 @@ class Supervisor:
             look = f": python pretrain/replay.py --run {self._run_dir} --step {step}" if step is not None else ""
             return f"given up, as it was the third time in a row{look}"
         if len(failed_steps) > self._max_restarts:
-            return f"given up after {self._max_restarts} restarts"
+            return f"given up after {self._max_restarts} restart{'' if self._max_restarts == 1 else 's'}"
         return None
 
     def _announce_restart(self, message: str, step: int | None) -> None:

@@ -38,7 +38,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     if "failed" in terminalreporter.stats or "error" in terminalreporter.stats:
         terminalreporter.write_line(f"{TABLE.name} stays as it is: not everything was survived")
         return
-    passed = terminalreporter.stats.get("passed", [])
+    passed = sorted(terminalreporter.stats.get("passed", []), key=lambda report: report.nodeid)
     rows: list[Row] = [value for report in passed for name, value in report.user_properties if name == "survived"]
     write_table(TABLE, rows)
     terminalreporter.write_line(f"{TABLE.name}: {len(rows)} trials")

@@ -40,6 +40,7 @@ def test_signal(tmp_path, write_run, undisturbed, survived, phase, number):
     output = start(config, faults=[fault]).expect(code, code, seconds=SECONDS)
     if phase in SET_UP:
         outcome = "stopped before the first step"
+        assert outcome in output
     elif phase == "leaving":
         outcome = "ended as it would have"
     else:

@@ -186,7 +186,7 @@ def test_begins_at_the_newest_whole_checkpoint_before_the_step(run, tmp_path, ca
     warning = f"warning: passing over damaged checkpoint {folder / 'step-00000010'}: state.json has "
     assert capsys.readouterr().err.startswith(warning)
     spoil(folder / "step-00000005")
-    with pytest.raises(InputError, match="of the checkpoints in .* none is whole"):
+    with pytest.raises(InputError, match=r"of the checkpoints in .* none is whole"):
         start(11)
 
 

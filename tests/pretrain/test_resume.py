@@ -168,12 +168,19 @@ def test_signal_to_one_rank_stops_all_with_a_checkpoint(tmp_path, write_run, sta
     assert f"stopped on request after step {last}" in output
 
 
-def test_divergence_ends_with_code_3(tmp_path, write_run, start_ranks, finish_ranks):
-    config = write_run(
-        tmp_path / "run", optimizer__lr=1e30, stability__max_skipped_steps=3, train__gradient_clipping=0.0
-    )
+@pytest.mark.parametrize(
+    ("every", "newest"),
+    [
+        (3, "the newest checkpoint is {run}/checkpoints/step-00000003"),
+        pytest.param(100, "there is no checkpoint", marks=pytest.mark.slow),
+    ],
+)
+def test_divergence_ends_with_code_3(tmp_path, write_run, start_ranks, finish_ranks, every, newest):
+    fields = {"optimizer__lr": 1e30, "stability__max_skipped_steps": 3, "train__gradient_clipping": 0.0}
+    config = write_run(tmp_path / "run", **fields, checkpoint__every=every)
     output = finish_ranks(start_ranks([*TRAIN, config], 1), code=3)
     last = records(tmp_path / "run")[-1]
     assert last["skipped_steps"] >= 2
     assert last["loss"] is None
-    assert "aborted after step 4: no update in steps 2 to 4" in output
+    assert "error: aborted after step 4: no update in steps 2 to 4" in output
+    assert f"; {newest.format(run=tmp_path / 'run')}\n" in output

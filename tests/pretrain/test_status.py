@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from pretrain.errors import InputError
 from pretrain.outcome import next_attempt, read_outcome, write_outcome
 from pretrain.status import main
 
@@ -170,3 +172,20 @@ def test_as_a_command(tmp_path):
     assert done.stderr == (
         f"error: {tmp_path}/typo: not the directory of a run that was started, it has no outcome.json\n"
     )
+
+
+@pytest.mark.parametrize("wrong", ["..", "checkpoints", "checkpoints/step-00000004"])
+def test_run_directory_above_or_below_is_named(run, wrong):
+    with pytest.raises(InputError, match=f"it has no outcome.json; did you mean {run}\\?$"):
+        main([os.path.normpath(run / wrong)])
+
+
+def test_damaged_outcome(run):
+    (run / "outcome.json").write_text("{")
+    with pytest.raises(InputError, match=r"run/outcome\.json: is damaged or cannot be read"):
+        main([str(run)])
+
+
+def test_stopped_run_says_how_to_go_on(run, status):
+    write_outcome(run, read_outcome(run).with_end(75, 4, "SIGINT"))
+    assert "SIGINT; the same command goes on\n" in re.sub(" +\n", "\n", status(run)[2])

@@ -63,8 +63,8 @@ def test_failures_are_started_again(tmp_path):
     process = start(tmp_path, [[3, 1], [7, "kill"], [None, 143], [9, 0]])
     assert process.communicate(timeout=60)[1].splitlines() == [
         "warning: rank 0 failed in step 3 with code 1; restart 1 of 5",
-        "warning: rank 0 failed in step 7 with code 137; restart 2 of 5",
-        "warning: rank 0 failed before its first step with code 143; restart 3 of 5",
+        "warning: rank 0 failed in step 7, killed (SIGKILL); restart 2 of 5",
+        "warning: rank 0 failed before its first step, killed (SIGTERM); restart 3 of 5",
     ]
     assert process.returncode == 0
     outcome = read_outcome(tmp_path)
@@ -93,9 +93,10 @@ def test_setup_that_fails_three_times_in_a_row_ends_it(tmp_path):
     assert process.returncode == 1
 
 
-def test_restarts_are_used_up(tmp_path):
-    process = start(tmp_path, [[1, 1], [2, 1], [3, 1], [4, 0]], restarts=2)
-    assert process.communicate(timeout=60)[1].endswith("; given up after 2 restarts\n")
+@pytest.mark.parametrize(("restarts", "words"), [(1, "1 restart"), (2, "2 restarts")])
+def test_restarts_are_used_up(tmp_path, restarts, words):
+    process = start(tmp_path, [[1, 1], [2, 1], [3, 1], [4, 0]], restarts=restarts)
+    assert process.communicate(timeout=60)[1].endswith(f"; given up after {words}\n")
     assert process.returncode == 1
     assert read_outcome(tmp_path).outcome == "failed"
 

@@ -47,3 +47,7 @@ def test_gpus_that_do_not_answer_are_a_problem(check):
     code, _, errors = check(SLURM_GPUS_ON_NODE="99")
     assert code == 1
     assert errors.startswith("n7: GPUs: ") and errors.endswith(" answer, not 99\n")
+
+
+def test_limit_that_is_no_number_is_told_in_a_line(check):
+    assert check(HEALTH_MEMORY_GIB="x") == (1, "", "n7: HEALTH_MEMORY_GIB: must be a number of GiB, not 'x'\n")

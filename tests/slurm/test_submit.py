@@ -23,10 +23,11 @@ def config(tmp_path, write_run) -> Path:
         (("many_nodes", "--", "--ntasks-per-node=8"), "ranks (32)"),
         (("many_nodes", "--", "-N", "3", "--ntasks-per-node=1"), "ranks (3)"),
         (("one_node", "--", "--ntasks=5"), "ranks (5)"),
-        (("many_nodes", "--", "--nodes=2-4"), "invalid int value: '2-4'"),
-        (("sweep",), "--sweep"),
-        (("one_node", "--sweep", "lines"), "--sweep"),
-        (("sweep", "--sweep", "missing"), "missing cannot be read"),
+        (("many_nodes", "--", "--nodes=2-4"), "--nodes: must be a whole number, not '2-4'"),
+        (("sweep",), "--sweep: is missing; it names the file with each run's overrides a line"),
+        (("one_node", "--sweep", "lines"), "--sweep: goes with the template sweep only, not with one_node"),
+        (("sweep", "--sweep", "missing"), "--sweep: missing cannot be read (No such file or directory)"),
+        (("one_node", "--time=2-0"), "--time=2-0: no option of submit.py, see --help; those for sbatch go behind --"),
     ],
 )
 def test_what_could_not_run_is_refused(config, tmp_path, arguments, message):
@@ -54,17 +55,35 @@ def test_sweep_with_a_wrong_line_is_refused(config, tmp_path, lines, message):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["HEALTH_DISK_GIB", "HEALTH_MEMORY_GIB"])
+@pytest.mark.parametrize("value", ["x", "nan", "-1"])
+def test_limit_of_the_health_check_that_is_no_number_is_refused(config, tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"^{name}: must be a number of GiB, not '{value}'$"):
+        main(["one_node", "--config", str(config), *TWO_RANKS])
+    assert not (tmp_path / "run").exists()
+
+
 def test_host_without_slurm_is_told(config, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="sbatch: no such command"):
         main(["one_node", "--config", str(config), *TWO_RANKS])
-    assert not list((tmp_path / "run" / "submissions").iterdir())
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_run_directory_holds_outlives_a_failed_submission(config, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes").touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError):
+        main(["one_node", "--config", str(config), *TWO_RANKS])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes"]
 
 
 def test_refusal_of_slurm_is_passed_on(slurm, config, tmp_path):
-    with pytest.raises(InputError, match=r"invalid partition specified: none; Batch job submission failed"):
+    with pytest.raises(InputError, match=r"^sbatch: invalid partition specified: none; Batch job submission failed"):
         main(["one_node", "--config", str(config), *TWO_RANKS, "--partition=none"])
-    assert not list((tmp_path / "run" / "submissions").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_submission_holds_code_and_resolved_configuration(slurm, config, tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_refused_write_is_a_warning_and_older_checkpoints_stay(tmp_path, saver, 
         assert (one.failures, one.saved_step) == (1, step - 1)
         assert re.fullmatch(
             rf"warning: checkpoint of step {step} was not written: {tmp_path}/\S+/rank-00000.safetensors: "
-            rf"File too large; training goes on, the newest whole one is step-0000000{step - 1}; failure 1 of 2\n",
+            rf"File too large; trying again, the newest whole one is step-0000000{step - 1}; failure 1 of 2\n",
             capsys.readouterr().err,
         )
         assert f"step-0000000{step - 1}" in names(tmp_path)
