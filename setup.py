@@ -1,8 +1,10 @@
+from runpy import run_path
+
 from setuptools import find_packages, setup
 
 setup(
     name="perceiver-ar",
-    version="0.1.0",
+    version=run_path("pretrain/version.py")["VERSION"],
     description="Train long-context Perceiver AR models on DeepSpeed ZeRO",
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
