@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Where the tests run in a shell's background, SIGINT is ignored, and processes they start would inherit that.
+# Where the tests run in a shell's background, SIGINT is ignored, and SIGHUP under nohup; processes they start would inherit
+# that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # How long an example takes says more about what else the machine is doing than about the code.
 settings.register_profile("project", deadline=None)
