@@ -4,8 +4,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# Where the tests run in a shell's background, SIGINT is ignored, and SIGHUP under nohup; processes they start would inherit
-# that.
+# In a shell's background SIGINT is ignored, under nohup SIGHUP, and processes that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
