@@ -24,7 +24,7 @@ from rich.text import Text
 from pretrain.command_line import ArgumentParser
 from pretrain.config import RunConfig, load_config
 from pretrain.console import print_line
-from pretrain.errors import BAD_INPUT, DONE, FAILED, InputError, run_command
+from pretrain.errors import DONE, FAILED, InputError, run_command
 from pretrain.metrics import Record, read_records
 from pretrain.outcome import read_outcome
 from pretrain.preflight import CONFIG_FILE
@@ -88,7 +88,7 @@ def run(config: RunConfig, arguments: argparse.Namespace) -> NoReturn:
     try:
         replay(config, arguments, join(config.watchdog))
     except InputError as error:
-        code, message = BAD_INPUT, str(error)
+        code, message = error.code, str(error)
         if os.environ.get("RANK", "0") == "0" or not isinstance(error, RanksError):
             print(f"error: {error}", file=sys.stderr)
     except BaseException as error:
