@@ -19,6 +19,8 @@ from pretrain.outcome import Outcome, read_outcome
 
 ROOT = Path(__file__).parents[2]
 CRASHING = Path(__file__).with_name("crashing_train.py")
+LAUNCHERS_OWN = {"-m", "--nproc-per-node", "--num_accelerators"}
+"""Options that no rank has on its command line."""
 TIMED = {"seconds", "tokens_per_second", "mfu", "data_wait", "memory_gib"}
 
 LAUNCHERS = {
@@ -72,7 +74,7 @@ class Launched:
         kind, rank = role.split()
         for process in self.processes():
             environment = process.environ()
-            if environment.get("RANK", "0") == rank and not {"-m", "--nproc-per-node"} & set(process.cmdline()):
+            if environment.get("RANK", "0") == rank and not LAUNCHERS_OWN & set(process.cmdline()):
                 is_supervisor = "--max-restarts" in process.cmdline() and WORKER not in environment
                 if is_supervisor == (kind == "supervisor"):
                     return process
