@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from pretrain.errors import InputError
+from pretrain.errors import Unavailable
 from pretrain.outcome import read_outcome
 
 LOCK_FILE = "run.lock"
@@ -17,18 +17,19 @@ LAST_MOMENTS = 10.0
 
 
 def hold_run(run_dir: Path) -> None:
-    """Keep other runs out of `run_dir` until this process ends, however it does.
+    """Keep other runs out of `run_dir` until this process ends, however it does, and those that it hands its files to.
 
-    Raises InputError where another one holds it. A file system that knows no locks, or cannot be written just now, is
+    Raises Unavailable where another one holds it. A file system that knows no locks, or cannot be written just now, is
     no reason not to train.
     """
     with suppress(OSError):
         run_dir.mkdir(parents=True, exist_ok=True)
         handle = os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666)
+        os.set_inheritable(handle, True)  # a supervisor's worker may outlive it by a save
         deadline = time.monotonic() + LAST_MOMENTS
         while not _lock(handle):
             if time.monotonic() > deadline:
-                raise InputError(f"run.dir: {run_dir} is in use{_by(run_dir)}; wait for its end, or choose another")
+                raise Unavailable(f"run.dir: {run_dir} is in use{_by(run_dir)}; wait for its end, or choose another")
             time.sleep(0.5)
 
 

@@ -87,10 +87,11 @@ def main(argv: Sequence[str]) -> int:
             print_dry_run(config, ranks, arguments.tokens_per_second)
         return DONE
     keep_going_without_output()
-    if arguments.max_restarts > 0 and WORKER not in os.environ:
-        return Supervisor([sys.executable, *sys.orig_argv[1:]], config.run.dir, arguments.max_restarts).run()
-    if is_first_rank:
-        hold_run(config.run.dir)
+    if WORKER not in os.environ:
+        if is_first_rank:
+            hold_run(config.run.dir)
+        if arguments.max_restarts > 0:
+            return Supervisor([sys.executable, *sys.orig_argv[1:]], config.run.dir, arguments.max_restarts).run()
     run(config, is_first_rank)
 
 
@@ -101,6 +102,8 @@ def check(config: RunConfig, ranks: int, *, record: bool) -> None:
     except InputError as error:
         run_dir = config.run.dir
         if record and read_outcome(run_dir) is not None and other_run(config) is None:
+            if WORKER not in os.environ:
+                hold_run(run_dir)  # the outcome may be that of a run under way
             write_outcome(run_dir, next_attempt(run_dir).with_end(error.code, None, str(error)))
         raise
 

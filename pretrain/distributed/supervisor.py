@@ -59,7 +59,9 @@ class Supervisor:
     def _work(self) -> tuple[int, int | None]:
         """One worker from start to end: (exit code as a shell has it, the step it came to)."""
         with tempfile.NamedTemporaryFile(prefix="perceiver-worker-") as file:
-            self._worker = subprocess.Popen(self._command, env=os.environ | {WORKER: file.name})
+            # With the lock on the run directory, which stays locked as long as one of both lives.
+            environment = os.environ | {WORKER: file.name}
+            self._worker = subprocess.Popen(self._command, env=environment, close_fds=False)
             if self._stop_signal is not None:  # came when there was nobody to pass it on to
                 self._worker.send_signal(self._stop_signal)
             code = self._worker.wait()

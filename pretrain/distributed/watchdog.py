@@ -31,7 +31,7 @@ class Watchdog:
 
     def __init__(self, section: WatchdogSection) -> None:
         self._limits: dict[Limit, float] = {
-            "setup": section.setup + _JOINING_SECONDS,
+            "setup": section.setup,
             "step": section.step,
             "save": section.save,
         }

@@ -1,4 +1,6 @@
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -7,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import run_lock
-from pretrain.errors import InputError
+from pretrain.errors import FAILED, Unavailable
 from pretrain.run_lock import hold_run
 
 ROOT = Path(__file__).parents[2]
@@ -27,11 +29,11 @@ def test_a_run_in_use_is_refused_until_its_process_is_gone(tmp_path, monkeypatch
     run = tmp_path / "new" / "run"
     holder = hold_elsewhere(run)
     try:
-        with pytest.raises(InputError, match=rf"^run\.dir: {run} is in use; wait for its end, or choose another$"):
+        with pytest.raises(Unavailable, match=rf"^run\.dir: {run} is in use; wait for its end, or choose another$"):
             hold_run(run)
         outcome = {"outcome": "running", "attempt": 1, "host": "n7", "pid": 12, "started": "2026-01-01T00:00:00+00:00"}
         (run / "outcome.json").write_text(json.dumps(outcome))
-        with pytest.raises(InputError, match="is in use by process 12 on n7; wait"):
+        with pytest.raises(Unavailable, match="is in use by process 12 on n7; wait"):
             hold_run(run)
     finally:
         holder.kill()
@@ -51,3 +53,38 @@ def test_a_process_that_is_just_ending_is_waited_for(tmp_path):
 
 def test_a_folder_that_cannot_be_written_does_not_keep_a_run_from_starting():
     hold_run(Path("/proc/run"))
+
+
+@pytest.mark.parametrize("options", [[], ["--max-restarts", "3"], ["data.corpus=nowhere"]])
+def test_a_second_start_leaves_the_outcome_of_the_first_alone(tmp_path, write_run, options):
+    config = write_run(tmp_path / "run")
+    command = [sys.executable, "pretrain/train.py", "--config", config]
+    subprocess.run([*command, "train.steps=3"], cwd=ROOT, check=True, capture_output=True)
+    before = (tmp_path / "run" / "outcome.json").read_text()
+    holder = hold_elsewhere(tmp_path / "run")
+    try:
+        second = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert second.returncode == FAILED
+    assert "is in use by process" in second.stderr.splitlines()[-1]
+    assert (tmp_path / "run" / "outcome.json").read_text() == before
+
+
+def test_a_worker_that_outlives_its_supervisor_keeps_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "LAST_MOMENTS", 0.5)
+    worker = "import os, time; print(os.getpid(), flush=True); time.sleep(100)"
+    supervise = f"import subprocess; subprocess.run([sys.executable, '-c', {worker!r}], close_fds=False)"
+    supervisor = subprocess.Popen(
+        [sys.executable, "-c", f"{HOLDER}; {supervise}", tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert supervisor.stdout is not None
+    pid = int(supervisor.stdout.readline())
+    supervisor.kill()
+    supervisor.wait()
+    with pytest.raises(Unavailable):
+        hold_run(tmp_path)
+    os.kill(pid, signal.SIGKILL)
+    monkeypatch.setattr(run_lock, "LAST_MOMENTS", 10.0)
+    hold_run(tmp_path)
