@@ -18,12 +18,11 @@ from pretrain.checkpoint import restore_checkpoint
 from pretrain.config import RunConfig
 from pretrain.corpus import StepBatch
 from pretrain.corpus.windows import IGNORED
-from pretrain.data import PreparedData, TrainingData, describe_data, open_data
+from pretrain.data import PreparedData, TrainingData, open_data
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine, Judge, Update
 from pretrain.metrics import Record
-from pretrain.progress import Progress, read_progress
-from pretrain.schedule import learning_rate
+from pretrain.progress import read_progress
 from pretrain.stability import StabilityGuard
 from pretrain.startup import build_task
 from pretrain.training_step import StepResult, count_targets, finite_or_none, guarded_step, sample_losses, worst
@@ -48,10 +47,7 @@ def inspect_step(config: RunConfig, checkpoint: Path | None, step: int, top: int
     None in it. Nothing is written. Collective. Raises InputError.
     """
     data = open_data(config, ranks)
-    progress = Progress()
-    if checkpoint is not None:
-        fingerprints = describe_data(data.corpora)["fingerprints"]
-        progress = ranks.together(partial(read_progress, checkpoint, fingerprints))
+    progress = ranks.together(partial(read_progress, checkpoint, data.corpora))
     # Hooks see into modules, not into what they are compiled to.
     config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
     task = build_task(config, checkpoint)
@@ -61,17 +57,17 @@ def inspect_step(config: RunConfig, checkpoint: Path | None, step: int, top: int
     engine.train()
     guard = StabilityGuard(config.stability, progress.stability)
     with ranks.together(partial(data.reader, ranks, progress)) as reader:
-        for number in range(progress.step + 1, step):
-            _take(engine, ranks.together(partial(next, reader)), number, config, guard)
+        for _ in range(progress.step + 1, step):
+            _take(engine, ranks.together(partial(next, reader)), config, guard)
         batch = ranks.together(partial(next, reader))
         engine.inspecting = True
         with watching_outputs(task.model) as not_finite:
-            result = _take(engine, batch, step, config, guard)
+            result = _take(engine, batch, config, guard)
     found = [(name, rank) for rank, names in enumerate(ranks.gather(not_finite)) for name in names[:1]]
     return {
         "step": step,
         "from_step": progress.step,
-        "lr": learning_rate(step, config.optimizer.lr, config.train.steps, config.schedule),
+        "lr": result.lr,
         "loss": finite_or_none(result.loss),
         "grad_norm": finite_or_none(result.grad_norm),
         "problem": result.problem,
@@ -81,10 +77,9 @@ def inspect_step(config: RunConfig, checkpoint: Path | None, step: int, top: int
     }
 
 
-def _take(engine: Engine, batch: StepBatch, step: int, config: RunConfig, guard: StabilityGuard) -> StepResult:
+def _take(engine: Engine, batch: StepBatch, config: RunConfig, guard: StabilityGuard) -> StepResult:
     [tokens] = engine.ranks.sum(count_targets(batch.micro_batches))
-    lr = learning_rate(step, config.optimizer.lr, config.train.steps, config.schedule)
-    return guarded_step(engine, batch, int(tokens), lr, config, guard)
+    return guarded_step(engine, batch, int(tokens), config, guard)
 
 
 @contextmanager

@@ -24,7 +24,6 @@ from pretrain.progress import Progress, read_progress
 from pretrain.recording import Recorder
 from pretrain.report import write_report
 from pretrain.saving import Saving
-from pretrain.schedule import learning_rate
 from pretrain.stability import StabilityGuard
 from pretrain.startup import banner, build_task
 from pretrain.training_step import count_targets, guarded_step
@@ -47,10 +46,7 @@ def train(config: RunConfig, stop: StopRequest) -> int:
         data = open_data(config, ranks)
         watchdog.enter("set-up: looking for a whole checkpoint", "setup")
         checkpoint = newest_whole(config.run.dir, ranks)
-        progress = Progress()
-        if checkpoint is not None:
-            fingerprints = describe_data(data.corpora)["fingerprints"]
-            progress = ranks.together(partial(read_progress, checkpoint, fingerprints))
+        progress = ranks.together(partial(read_progress, checkpoint, data.corpora))
         if progress.is_done(config.train.steps):
             _say(ranks, f"already done: {checkpoint} has {progress.step} of {config.train.steps} steps")
             return DONE
@@ -137,15 +133,14 @@ class Run:
         report_step(progress.step + 1)
         self._watch("gradients and update")
         started = time.perf_counter()
-        lr = learning_rate(progress.step + 1, config.optimizer.lr, config.train.steps, config.schedule)
-        result = guarded_step(self.engine, batch, tokens, lr, config, self.guard)
+        result = guarded_step(self.engine, batch, tokens, config, self.guard)
         progress.count(result.loss, tokens, applied=result.problem is None)
         progress.data_state = batch.state
         self.recorder.took(tokens, time.perf_counter() - started, batch.wait)
         if result.problem is not None:
             self.recorder.skipped(result, batch)
         if self._due(config.logging.every):
-            self.recorder.trained(lr, result.grad_norm, batch, self._joined())
+            self.recorder.trained(result, batch, self._joined())
 
     def _read(self) -> StepBatch | InputError | None:
         """None where this rank was asked to stop while data stalls."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import read_state
+from pretrain.corpus import Corpus
 from pretrain.errors import InputError
 
 
@@ -71,15 +73,17 @@ class Interval:
         self.waited += waited
 
 
-def read_progress(checkpoint: Path, fingerprints: dict[str, str]) -> Progress:
-    """What the run had done when it was saved; `fingerprints` are those of its corpora now, by name.
+def read_progress(checkpoint: Path | None, corpora: Mapping[str, Corpus]) -> Progress:
+    """What the run had done when it was saved, nothing without a checkpoint; `corpora` are those it has now, by name.
 
     Raises InputError where it was trained on other tokens.
     """
+    if checkpoint is None:
+        return Progress()
     state = read_state(checkpoint)
     # By their order, as a single corpus that has moved may have another name.
-    for (name, now), before in zip(fingerprints.items(), state["data"]["fingerprints"].values(), strict=True):
-        if before != now:
+    for (name, corpus), before in zip(corpora.items(), state["data"]["fingerprints"].values(), strict=True):
+        if before != (now := corpus.manifest.fingerprint):
             raise InputError(
                 f"data: {name} is another corpus (fingerprint {now}) than the one {checkpoint} was trained on "
                 f"({before}): give the path of that one, or choose another run.dir"

@@ -41,8 +41,8 @@ class Recorder:
         """Record which samples a step had that was skipped. Collective."""
         self._write(skipped_record(self._progress.step, result, batch.micro_batches, self._ranks))
 
-    def trained(self, lr: float, grad_norm: float, batch: StepBatch, joined: Progress) -> None:
-        """Record the steps since the last time, of which `batch` is the last. Collective.
+    def trained(self, result: StepResult, batch: StepBatch, joined: Progress) -> None:
+        """Record the steps since the last time, the last of which took `batch` and came to `result`. Collective.
 
         `joined` is the progress with all ranks' shares.
         """
@@ -61,8 +61,8 @@ class Recorder:
                 "trained_tokens": progress.trained_tokens,
                 "loss": loss,
                 "bits_per_byte": loss / math.log(2) * tokens_per_byte(self._data.corpora, "train", weights),
-                "lr": lr,
-                "grad_norm": grad_norm,
+                "lr": result.lr,
+                "grad_norm": result.grad_norm,
                 "tokens_per_second": interval.targets / interval.seconds,
                 "mfu": flops / (self._peak * self._ranks.size),
                 "data_wait": interval.waited / interval.seconds,

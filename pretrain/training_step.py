@@ -19,6 +19,7 @@ from pretrain.data import mixture_weights
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine, Judge
 from pretrain.metrics import Record
+from pretrain.schedule import learning_rate
 from pretrain.stability import StabilityGuard
 from pretrain.tasks.causal_lm import seed_dropout
 
@@ -36,6 +37,7 @@ class StepResult:
     """Mean nats per target of the global batch."""
     grad_norm: float
     """Before clipping."""
+    lr: float
     row_losses: Tensor
     """(rows,) float64 on its device: nats summed over the targets of each row of this rank."""
 
@@ -48,12 +50,11 @@ class SampleLoss:
     """Mean nats per target."""
 
 
-def guarded_step(
-    engine: Engine, batch: StepBatch, tokens: int, lr: float, config: RunConfig, guard: StabilityGuard
-) -> StepResult:
+def guarded_step(engine: Engine, batch: StepBatch, tokens: int, config: RunConfig, guard: StabilityGuard) -> StepResult:
     """A run's step: `train_step` as `guard` judges, who is told what came of it. Collective."""
     if batch.step > 0 and mixture_weights(config, batch.step) != mixture_weights(config, batch.step - 1):
         guard.new_data()
+    lr = learning_rate(batch.step + 1, config.optimizer.lr, config.train.steps, config.schedule)
     result = train_step(engine, batch.micro_batches, tokens, lr, config.run.seed, guard.judge)
     if result.problem is None:
         guard.took(result.loss, result.grad_norm)
@@ -81,7 +82,7 @@ def train_step(
     if engine.ranks.size > 1:
         dist.all_reduce(nll)  # on the device: the host does not wait for it
     update = engine.step(lr, nll / tokens, judge)
-    return StepResult(update.problem, update.loss, update.grad_norm, rows)
+    return StepResult(update.problem, update.loss, update.grad_norm, lr, rows)
 
 
 def count_targets(micro_batches: Sequence[Batch]) -> int:

@@ -54,21 +54,19 @@ class StalledData:
 
 
 @pytest.mark.faults
-def test_validation_longer_than_a_step(tmp_path, write_run, undisturbed, survived):
-    fields = FIELDS | {"evaluation__windows": 12, "watchdog__step": 4}
+@pytest.mark.parametrize(
+    ("what", "function", "seconds", "fields"),
+    [
+        ("validation", "pretrain.validation:Validator._score", 1.0, {"evaluation__windows": 12}),
+        ("save", "pretrain.checkpoint.saver:write_share", 5.0, {"checkpoint__background": False}),
+    ],
+)
+def test_longer_than_a_step(tmp_path, write_run, undisturbed, survived, what, function, seconds, fields):
+    fields = FIELDS | {"checkpoint__every": 5, "watchdog__step": 4} | fields
     config = write_run(tmp_path / "run", **fields)
-    start(config, faults=[Slow("pretrain.validation:Validator._score", 1.0)]).expect(DONE, DONE, seconds=SECONDS)
+    start(config, faults=[Slow(function, seconds)]).expect(DONE, DONE, seconds=SECONDS)
     assert_same(config.with_suffix(""), undisturbed(2, **fields))
-    survived("validation longer than watchdog.step", "went through, as if undisturbed")
-
-
-@pytest.mark.faults
-def test_save_longer_than_a_step(tmp_path, write_run, undisturbed, survived):
-    fields = FIELDS | {"checkpoint__every": 5, "checkpoint__background": False, "watchdog__step": 3}
-    config = write_run(tmp_path / "run", **fields)
-    start(config, faults=[Slow("pretrain.checkpoint.saver:write_share", 5.0)]).expect(DONE, DONE, seconds=SECONDS)
-    assert_same(config.with_suffix(""), undisturbed(2, **fields))
-    survived("save longer than watchdog.step", "went through, as if undisturbed")
+    survived(f"{what} longer than watchdog.step", "went through, as if undisturbed")
 
 
 @pytest.mark.faults
