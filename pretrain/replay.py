@@ -11,7 +11,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
@@ -24,7 +23,7 @@ from rich.text import Text
 from pretrain.command_line import ArgumentParser
 from pretrain.config import RunConfig, load_config
 from pretrain.console import print_line
-from pretrain.errors import DONE, FAILED, InputError, run_command
+from pretrain.errors import DONE, InputError, run_command
 from pretrain.metrics import Record, read_records
 from pretrain.outcome import read_outcome
 from pretrain.preflight import CONFIG_FILE
@@ -82,18 +81,13 @@ def run_config(arguments: argparse.Namespace) -> RunConfig:
 def run(config: RunConfig, arguments: argparse.Namespace) -> NoReturn:
     """Replay as one of the ranks that the launcher started, and end this process."""
     # DeepSpeed takes seconds to import: bad input is not to wait for it.
-    from pretrain.distributed import RanksError, join, leave, report_failure
+    from pretrain.distributed import end_with, join
 
-    code, message = DONE, ""
-    try:
+    def work() -> tuple[int, str]:
         replay(config, arguments, join(config.watchdog))
-    except InputError as error:
-        code, message = error.code, str(error)
-        if os.environ.get("RANK", "0") == "0" or not isinstance(error, RanksError):
-            print(f"error: {error}", file=sys.stderr)
-    except BaseException as error:
-        code, message = FAILED, report_failure(error)
-    leave(code, message)
+        return DONE, ""
+
+    end_with(work)
 
 
 def replay(config: RunConfig, arguments: argparse.Namespace, ranks: Ranks) -> None:

@@ -18,9 +18,9 @@ from pretrain.command_line import ArgumentParser
 from pretrain.config import RunConfig, load_config
 from pretrain.distributed.attempt import WORKER, reported_step
 from pretrain.distributed.ending import at_end
-from pretrain.distributed.stopping import StoppedEarly, StopRequest
+from pretrain.distributed.stopping import StopRequest
 from pretrain.distributed.supervisor import Supervisor
-from pretrain.errors import ABORTED, DONE, FAILED, STOPPED, InputError, TrainingAborted, run_command
+from pretrain.errors import ABORTED, DONE, STOPPED, InputError, TrainingAborted, run_command
 from pretrain.outcome import next_attempt, read_outcome, write_outcome
 from pretrain.output import keep_going_without_output
 from pretrain.preflight import check_run, other_run
@@ -117,28 +117,23 @@ def run(config: RunConfig, is_first_rank: bool) -> NoReturn:
         at_end(lambda code, why: write_outcome(config.run.dir, outcome.with_end(code, reported_step(), why or None)))
 
     # Torch and DeepSpeed take seconds to import: bad input is not to wait for them.
-    from pretrain.distributed import RanksError, leave, report_failure
+    from pretrain.distributed import end_with
+
+    end_with(lambda: take_part(config, stop, is_first_rank))
+
+
+def take_part(config: RunConfig, stop: StopRequest, is_first_rank: bool) -> tuple[int, str]:
+    """Exit code, and why the run did not come to its end."""
+    from pretrain.loop import train
 
     try:
-        from pretrain.loop import train
-
         code = train(config, stop)
-        message = (stop.reason or "another rank was asked to stop") if code == STOPPED else ""
-    except InputError as error:
-        code, message = error.code, str(error)
-        if is_first_rank or not isinstance(error, RanksError):
-            print(f"error: {error}", file=sys.stderr)
     except TrainingAborted as error:
-        code, message = ABORTED, f"{error}; {start_again(config.run.dir)}"
+        message = f"{error}; {start_again(config.run.dir)}"
         if is_first_rank:
             print(f"error: {message}", file=sys.stderr)
-    except StoppedEarly as stopped:
-        code, message = STOPPED, str(stopped)
-        if is_first_rank:
-            print(message)
-    except BaseException as error:
-        code, message = FAILED, report_failure(error)
-    leave(code, message)
+        return ABORTED, message
+    return code, (stop.reason or "another rank was asked to stop") if code == STOPPED else ""
 
 
 def start_again(run_dir: Path) -> str:

@@ -7,7 +7,7 @@ from pretrain.distributed.stopping import StoppedEarly, StopRequest
 
 if TYPE_CHECKING:
     from pretrain.distributed.joining import join, set_timeouts
-    from pretrain.distributed.leaving import leave, report_failure
+    from pretrain.distributed.leaving import end_with, leave, report_failure
     from pretrain.distributed.ranks import Ranks, RanksError
     from pretrain.distributed.rendezvous import LostRanks
     from pretrain.distributed.watchdog import Watchdog
@@ -19,6 +19,7 @@ __all__ = [
     "StopRequest",
     "StoppedEarly",
     "Watchdog",
+    "end_with",
     "join",
     "leave",
     "report_failure",
@@ -30,6 +31,7 @@ _NEED_TORCH = {
     "Ranks": "ranks",
     "RanksError": "ranks",
     "Watchdog": "watchdog",
+    "end_with": "leaving",
     "join": "joining",
     "leave": "leaving",
     "report_failure": "leaving",

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from typing import NoReturn
 
 import torch.distributed as dist
 
 from pretrain.distributed.ending import end, within
 from pretrain.distributed.heartbeat import Verdict, heartbeat
+from pretrain.distributed.ranks import RanksError
 from pretrain.distributed.rendezvous import LostRanks
-from pretrain.distributed.stopping import SIGNALS
-from pretrain.errors import BAD_INPUT, FAILED
+from pretrain.distributed.stopping import SIGNALS, StoppedEarly
+from pretrain.errors import BAD_INPUT, FAILED, STOPPED, InputError
 
 MEETING_SECONDS = 120.0
 """Ranks wait for each other at the end: launchers kill the rest where one has ended."""
 DESTROY_SECONDS = 10.0
+
+
+def end_with(work: Callable[[], tuple[int, str]]) -> NoReturn:
+    """Do this rank's share of some `work`, then `leave` with the code and line it returns, or with what it raises."""
+    is_first_rank = os.environ.get("RANK", "0") == "0"
+    try:
+        code, message = work()
+    except InputError as error:
+        code, message = error.code, str(error)
+        if is_first_rank or not isinstance(error, RanksError):  # which is the same on all ranks
+            print(f"error: {error}", file=sys.stderr)
+    except StoppedEarly as stopped:
+        code, message = STOPPED, str(stopped)
+        if is_first_rank:
+            print(message)
+    except BaseException as error:
+        code, message = FAILED, report_failure(error)
+    leave(code, message)
 
 
 def leave(code: int, message: str = "") -> NoReturn:

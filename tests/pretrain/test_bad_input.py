@@ -25,7 +25,6 @@ from pretrain.config import dump_config, load_config
 from pretrain.corpus.writing.config import PrepareConfig
 from pretrain.corpus.writing.prepare import prepare_corpus
 from pretrain.errors import run_command
-from pretrain.outcome import next_attempt, read_outcome, write_outcome
 from pretrain.schema import validate
 from pretrain.train import main
 
@@ -356,48 +355,6 @@ def test_a_run_folder_that_cannot_be_read(refuse: Callable[..., str], earlier_ru
     (earlier_run / "config.yaml").write_text("run: {dir: x}\n")
     line = refuse()
     assert "run.dir" in line and "config.yaml cannot be used" in line and "choose another" in line
-
-
-@pytest.mark.parametrize(("override", "code"), [("data.corpus=nowhere", 2), ("run.seed=1", 75)])
-def test_a_run_that_was_stopped_and_is_refused_now(run_yaml: Path, earlier_run: Path, override: str, code: int) -> None:
-    """Its outcome says so, lest whoever goes by that starts it for ever; that of another run stays."""
-    write_outcome(earlier_run, next_attempt(earlier_run).with_end(75, 3, "SIGUSR1"))
-    refused = run(sys.executable, TRAIN, "--config", str(run_yaml), override, cwd=run_yaml.parent)
-    outcome = read_outcome(earlier_run)
-    assert (refused.returncode, outcome.code, outcome.attempt) == (2, code, 2 if code == 2 else 1)
-    assert code == 75 or refused.stderr == f"error: {outcome.message}\n"
-
-
-@pytest.mark.parametrize(("worker", "known", "code"), [(False, False, 2), (True, False, 1), (False, True, 1)])
-def test_a_run_folder_that_is_lost_between_two_starts(
-    run_yaml: Path, earlier_run: Path, worker: bool, known: bool, code: int
-) -> None:
-    """What was used before is an outage, which passes; one for a new run is a mistake."""
-    if not known:
-        (earlier_run / "config.yaml").unlink()
-    if subprocess.run(["mount", "--bind", earlier_run, earlier_run], capture_output=True).returncode:
-        pytest.skip("needs the right to mount")
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", earlier_run], check=True)
-        environment = {"PERCEIVER_WORKER": str(run_yaml)} if worker else {}
-        done = run(sys.executable, TRAIN, "--config", str(run_yaml), cwd=run_yaml.parent, **environment)
-    finally:
-        subprocess.run(["umount", "--lazy", earlier_run], check=True)
-    assert done.returncode == code, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("error: run.dir: run cannot be written (Read-only file system)")
-
-
-def test_a_server_that_does_not_answer_is_no_bad_input(run_yaml: Path) -> None:
-    """Nothing in the file is wrong, and another time may do."""
-    patient = "from pretrain.corpus import cache; cache.Patience.__init__.__defaults__ = (2, 0.01, 5.0); "
-    command = "import sys; from pretrain.errors import run_command; from pretrain.train import main; run_command(main)"
-    url = "data.corpus=http://127.0.0.1:1/corpus"
-    arguments = ("--config", str(run_yaml), url, f"data.cache.dir={run_yaml.parent}/cache")
-    path = {"PYTHONPATH": str(ROOT)}
-    done = run(sys.executable, "-c", patient + command, *arguments, cwd=run_yaml.parent, **path)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: data.corpus: http://127.0.0.1:1/corpus/manifest.json: cannot be read")
-    assert done.stderr.count("\n") == 1
 
 
 def test_a_run_may_be_continued_elsewhere_and_for_longer(earlier_run: Path, corpora: Path) -> None:
