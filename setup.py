@@ -41,8 +41,9 @@ setup(
         "flash": ["flash-attn>=2.8"],
         "audio": ["pretty_midi>=0.2.11"],
         "vision": ["pillow>=12"],
-        "eval": ["lm-eval>=0.4.9"],
+        "eval": ["lm-eval>=0.4.13"],
         "dev": [
+            "accelerate>=1.15",  # transformers' Trainer needs it
             "pytest>=9",
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
