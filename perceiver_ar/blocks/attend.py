@@ -71,7 +71,7 @@ def attend(
         k: Keys, `(B, H, M, Dqk)`.
         v: Values, `(B, H, M, Dv)`.
         causal: Query `i` sees keys `0 .. M - N + i` only.
-        key_valid: `(B, M)` bool, False for keys that nobody attends to.
+        key_valid: `(B, M)` bool, False for keys that nobody attends to; or `(B or 1, N, M)`, of each query.
         segments: Attention stays within equal segments of queries and keys. With `key_valid`, or without their
             `bounds`, they need a mask.
         dropout: Probability of dropping an attention weight.
@@ -95,7 +95,10 @@ def attend(
     )
     masked = key_valid is not None or segments is not None
     lse: Tensor | None = None
-    if name == "flash":
+    if name == "flash" and q.shape[2] == 1 and segments is None and not return_lse:
+        # A decoding step: SDPA without a mask is the same kernel, without the work around it.
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    elif name == "flash":
         out, lse = flash_attention(q, k, v, causal, segments, dropout)
     elif name == "sdpa" and causal and not masked and q.shape[2] == k.shape[2] and not return_lse:
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
@@ -131,7 +134,7 @@ def _allowed(q: Tensor, k: Tensor, causal: bool, key_valid: Tensor | None, segme
         queries, keys = q.shape[2], k.shape[2]
         masks.append(torch.ones(1, 1, queries, keys, dtype=torch.bool, device=q.device).tril(keys - queries))
     if key_valid is not None:
-        masks.append(key_valid[:, None, None, :])
+        masks.append(key_valid[:, None] if key_valid.ndim == 3 else key_valid[:, None, None])
     if segments is not None:
         masks.append(segments.queries[:, None, :, None] == segments.keys[:, None, None, :])
     return reduce(torch.logical_and, masks) if masks else None

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 from perceiver_ar.blocks.attend import attend
+from perceiver_ar.blocks.linear import Linear
 from perceiver_ar.blocks.positions import RotaryAngles, rotate
 from perceiver_ar.blocks.segments import Segments
 
-
-class KeyValueStore(Protocol):
-    """Where cached decoding keeps the keys and values of one attention layer."""
-
-    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep `keys` and `values` (batch, heads, new, channels) and return all that the new queries may attend to."""
+KeyValueStore = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+"""Where cached decoding keeps the keys and values of one attention layer: takes new ones (batch, heads, new, channels),
+returns all that the new queries may attend to, and which of it each of them sees, (batch or 1, new, keys) bool; None
+means right-aligned causal."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -55,10 +53,10 @@ class MultiHeadAttention(nn.Module):
         self.causal = causal
         self.dropout = dropout
         self.max_heads_parallel = max_heads_parallel or num_heads
-        self.q_proj = nn.Linear(query_channels, qk_channels, bias=qkv_bias)
-        self.k_proj = nn.Linear(kv_channels, qk_channels, bias=qkv_bias)
-        self.v_proj = nn.Linear(kv_channels, v_channels, bias=qkv_bias)
-        self.o_proj = nn.Linear(v_channels, output_channels or query_channels, bias=output_bias)
+        self.q_proj = Linear(query_channels, qk_channels, bias=qkv_bias)
+        self.k_proj = Linear(kv_channels, qk_channels, bias=qkv_bias)
+        self.v_proj = Linear(kv_channels, v_channels, bias=qkv_bias)
+        self.o_proj = Linear(v_channels, output_channels or query_channels, bias=output_bias)
         self.q_norm = nn.RMSNorm(qk_channels // num_heads) if qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(qk_channels // num_heads) if qk_norm else nn.Identity()
 
@@ -76,11 +74,11 @@ class MultiHeadAttention(nn.Module):
         """(batch, N, query_channels), (batch, M, kv_channels) -> (batch, N, output_channels).
 
         `key_valid` (batch, keys) is False where a key is padding, and attention stays within `segments`. With a
-        `store`, `kv_input` holds the new tokens only and attention reaches what was stored before; keys are stored
-        rotated.
+        `store` instead, `kv_input` holds the new tokens only and attention reaches what was stored before; keys are
+        stored rotated.
         """
         q, k, v = (
-            rearrange(x, "b n (h c) -> b h n c", h=self.num_heads)
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for x in (self.q_proj(query_input), self.k_proj(kv_input), self.v_proj(kv_input))
         )
         q, k = self.q_norm(q), self.k_norm(k)
@@ -88,13 +86,14 @@ class MultiHeadAttention(nn.Module):
             q = rotate(q, rotary_q)
         if rotary_k is not None:
             k = rotate(k, rotary_k)
+        causal = self.causal
         if store is not None:
-            k, v = store.append(k, v)
+            k, v, key_valid = store(k, v)
+            causal = causal and key_valid is None
         groups = zip(*(x.split(self.max_heads_parallel, dim=1) for x in (q, k, v)), strict=True)
         dropout = self.dropout if self.training else 0.0
         heads = [
-            attend(*group, causal=self.causal, key_valid=key_valid, segments=segments, dropout=dropout)
-            for group in groups
+            attend(*group, causal=causal, key_valid=key_valid, segments=segments, dropout=dropout) for group in groups
         ]
         out = heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)
-        return self.o_proj(rearrange(out, "b h n c -> b n (h c)"))
+        return self.o_proj(out.transpose(1, 2).flatten(2))

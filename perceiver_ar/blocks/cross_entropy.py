@@ -23,6 +23,9 @@ class TokenLoss:
     """`(T,)` negative log-likelihood of each token, 0 where ignored."""
     z: Tensor
     """Scalar: sum of the squared log-partition over tokens that are not ignored, unweighted."""
+    correct: Tensor | None
+    """`(T,)` bool, whether the target has the highest logit, False where ignored; None where gradients are computed,
+    as it costs a pass over the logits."""
 
 
 def chunked_cross_entropy(
@@ -66,17 +69,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
         chunk_tokens: int,
         with_gradients: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         dtype = torch.promote_types(hidden.dtype, torch.float32)
         nll = torch.empty(len(hidden), dtype=dtype, device=hidden.device)
         z = torch.zeros((), dtype=dtype, device=hidden.device)
         gradients = _Gradients(hidden, weight, bias, dtype) if with_gradients else None
+        correct = None if with_gradients else torch.empty_like(targets, dtype=torch.bool)
         for start in range(0, len(hidden), chunk_tokens):
             rows = slice(start, start + chunk_tokens)
             logits = F.linear(hidden[rows], weight, bias).to(dtype)
             trained = targets[rows] != IGNORED
             index = targets[rows].where(trained, 0).unsqueeze(-1)
             target_logit = logits.gather(-1, index).squeeze(-1)
+            if correct is not None:
+                correct[rows] = logits.argmax(-1) == targets[rows]
             # From here on `logits` is overwritten: a chunk costs one buffer in the softmax's dtype.
             peak = logits.amax(-1, keepdim=True)
             exp = logits.sub_(peak).exp_()
@@ -90,11 +96,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 gradients.add(rows, exp.to(hidden.dtype), hidden, weight)
         ctx.save_for_backward(*(gradients.tensors() if gradients is not None else ()))
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
-        ctx.mark_non_differentiable(nll, z)
-        return nll.sum() + z_loss * z, nll, z
+        ctx.mark_non_differentiable(nll, z, *(() if correct is None else (correct,)))
+        return nll.sum() + z_loss * z, nll, z, correct
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_total: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         scaled = (
             None if gradient is None else (gradient * grad_total).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceiver_ar.blocks.attention import KeyValueStore, MultiHeadAttention
+from perceiver_ar.blocks.linear import Linear
 from perceiver_ar.blocks.positions import RotaryAngles
 from perceiver_ar.blocks.segments import Segments
 
@@ -46,9 +47,9 @@ class MLP(nn.Module):
     def __init__(self, channels: int, hidden: int, activation: Activation, *, bias: bool = False) -> None:
         super().__init__()
         self.activate = ACTIVATIONS[activation]
-        self.up = nn.Linear(channels, hidden, bias=bias)
-        self.gate = nn.Linear(channels, hidden, bias=bias) if activation in ("geglu", "swiglu") else None
-        self.down = nn.Linear(hidden, channels, bias=bias)
+        self.up = Linear(channels, hidden, bias=bias)
+        self.gate = Linear(channels, hidden, bias=bias) if activation in ("geglu", "swiglu") else None
+        self.down = Linear(hidden, channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.gate is None:

@@ -83,4 +83,5 @@ def rotate(x: Tensor, angles: RotaryAngles) -> Tensor:
 
     Channel `i` of the first half pairs with channel `i` of the second. Computed in fp32, returned in `x`'s dtype.
     """
-    return _Rotation.apply(x, *angles)
+    # An autograd function costs a decoding step more than its rotation does.
+    return _Rotation.apply(x, *angles) if x.requires_grad else _rotate(x, *angles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from transformers import Cache
 
@@ -10,14 +11,23 @@ from perceiver_ar.models.config import PerceiverARConfig
 
 
 class PerceiverARHFCache(Cache):
-    """What `generate` keeps between steps; the model works on `.state`, `generate` only asks for length and beams."""
+    """What `generate` keeps between steps: the model works on `.state`, `generate` asks for length, beams and drafts.
 
-    def __init__(self, config: PerceiverARConfig) -> None:
+    With `static_tokens`, it is a static cache for so many tokens (see `PerceiverARCache`).
+    """
+
+    def __init__(self, config: PerceiverARConfig, static_tokens: int | None = None) -> None:
         super().__init__(layers=[])
         self.config = config
-        self.state = PerceiverARCache(config)
+        self.static_tokens = static_tokens
+        self.reset()
+
+    def reset(self) -> None:
+        self.state = PerceiverARCache(self.config, self.static_tokens)
         self.tokens_unread = 0
         """Tokens at the beginning of a prompt longer than the context, which no layer has seen."""
+        self.tokens_shared = 0
+        """Tokens at the beginning that are the same in all beams of a prompt."""
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens given so far (layer 0), or latents (the other layers)."""
@@ -28,17 +38,33 @@ class PerceiverARHFCache(Cache):
         return -1
 
     @property
+    def is_compileable(self) -> bool:
+        return self.state.is_static
+
+    @property
     def is_croppable(self) -> bool:
-        """No: a latent that has left the window cannot come back."""
-        return False
+        return not self.state.is_static
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raises NotImplementedError."""
-        raise NotImplementedError("a Perceiver AR cache cannot take tokens back")
+        """Forget the newest ``-tokens_to_remove`` tokens; `transformers` counts them negatively.
+
+        Raises ValueError as `PerceiverARCache.crop` does.
+        """
+        if tokens_to_remove:
+            self.state.crop(-tokens_to_remove)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.state.reorder(beam_idx)
+        """Let row i go on from row ``beam_idx[i]``, a beam of the same prompt."""
+        self.state.reorder_newest(beam_idx, self.get_seq_length() - self.tokens_shared)
 
-    def reset(self) -> None:
-        self.state = PerceiverARCache(self.config)
-        self.tokens_unread = 0
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self.state.reorder(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self.state.reorder(torch.arange(self.batch_size).repeat_interleave(repeats))
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of what is kept; -1 before anything is."""
+        buffers = self.state.cross.buffers
+        return len(buffers[0][0]) if buffers else -1

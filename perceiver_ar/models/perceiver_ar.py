@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perceiver_ar.blocks.attention import MultiHeadAttention
 from perceiver_ar.blocks.cross_entropy import TokenLoss, chunked_cross_entropy
 from perceiver_ar.blocks.layers import MLP, CrossAttentionLayer, SelfAttentionLayer, make_norm
+from perceiver_ar.blocks.linear import Linear, linear
 from perceiver_ar.blocks.positions import RotaryAngles, restart_positions, rotary_frequencies, token_positions
 from perceiver_ar.blocks.segments import Segments
 from perceiver_ar.models.config import PRESETS, PerceiverARConfig
@@ -30,7 +30,7 @@ class PerceiverAROutput:
     hidden: Tensor
     """Final latents (batch, N, num_channels), after the output norm where there is one."""
     logits: Tensor | None
-    """(batch, N, vocab_size); None when targets were given: the loss never holds them all."""
+    """(batch, N or fewer, vocab_size); None when targets were given: the loss never holds them all."""
     loss: TokenLoss | None
 
 
@@ -57,12 +57,12 @@ class PerceiverAR(nn.Module):
         """``full`` recomputes layers in the backward pass; ``offload`` also keeps their inputs in host memory."""
         self.embed = TokenEmbedding(config)
         self.latent_projection = (
-            nn.Linear(config.input_channels, config.num_channels) if config.latent_projection else nn.Identity()
+            Linear(config.input_channels, config.num_channels) if config.latent_projection else nn.Identity()
         )
         self.cross_attention = _cross_attention_layer(config)
         self.self_attention = nn.ModuleList(_self_attention_layer(config) for _ in range(config.num_layers))
         self.output_norm = make_norm(config.norm, config.num_channels) if config.output_norm else nn.Identity()
-        self.unembed = None if config.tied_output else nn.Linear(config.num_channels, config.vocab_size, bias=False)
+        self.unembed = None if config.tied_output else Linear(config.num_channels, config.vocab_size, bias=False)
         self.output_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_bias else None
         self.apply(self.initialize)
         self._initialize_residual_outputs()
@@ -99,6 +99,7 @@ class PerceiverAR(nn.Module):
         prefix_keep: Tensor | None = None,
         cache: PerceiverARCache | None = None,
         targets: Tensor | None = None,
+        logits_to_keep: int = 0,
     ) -> PerceiverAROutput:
         """Predict the token after each latent.
 
@@ -107,21 +108,19 @@ class PerceiverAR(nn.Module):
         padding. `segments` (batch, T) numbers the documents packed into a row, ascending from 0: each is read as if it
         were alone, with positions of its own. `prefix_keep` (batch, K) holds the prefix positions to read, ascending
         (see `draw_prefix_keep`). `targets` (batch, N) asks for the loss instead of logits; -100 is ignored.
-        With a `cache`, `input_ids` are the tokens after those already seen and `key_valid` covers both; after the first
-        call all new tokens are latents.
+        `logits_to_keep` asks for the logits of so many latents, the last ones, instead of all.
+        With a `cache`, `input_ids` and `key_valid` are those of the tokens after those already seen. After the first
+        call all new tokens are latents, any number of them: each has a window of its own.
 
         Raises ValueError where N is not in [1, max_latents], T exceeds max_seq_len, or `segments` or `prefix_keep` meet
         a cache.
         """
         if cache is not None and not (segments is None and prefix_keep is None):
             raise ValueError("segments and prefix_keep are for whole windows: a cache takes neither")
-        if cache is not None and cache.latents_seen:
-            prefix_length = 0
-            if cache.must_decode_singly(input_ids.shape[1]):
-                return self._decode_singly(input_ids, key_valid, cache)
         hidden = self._latents(input_ids, prefix_length, key_valid, segments, prefix_keep, cache)
         if targets is None:
-            return PerceiverAROutput(hidden, F.linear(hidden, self.output_weight, self.output_bias), None)
+            logits = linear(hidden[:, -logits_to_keep:], self.output_weight, self.output_bias)
+            return PerceiverAROutput(hidden, logits, None)
         loss = chunked_cross_entropy(
             hidden.flatten(0, 1), self.output_weight, self.output_bias, targets.flatten(), z_loss=self.config.z_loss
         )
@@ -138,20 +137,19 @@ class PerceiverAR(nn.Module):
     ) -> Tensor:
         config = self.config
         length = input_ids.shape[1]
-        num_latents = self._count_latents(length, prefix_length)
-        seen = cache.tokens_seen if cache is not None else 0
-        if key_valid is None:
-            positions = torch.arange(seen, seen + length, device=input_ids.device)[None]
+        decoding = cache is not None and cache.decoding
+        num_latents = length if decoding else self._count_latents(length, prefix_length)
+        step = None if cache is None else cache.step(input_ids, num_latents, key_valid)
+        if step is not None:
+            positions = step.positions
+        elif key_valid is None:
+            positions = torch.arange(length, device=input_ids.device)[None]
         else:
-            positions = token_positions(key_valid)[:, seen:]
+            positions = token_positions(key_valid)
         if segments is not None:
             positions = restart_positions(positions, segments)
-        latent_valid = None
-        if cache is None:
-            segments, key_valid = _padding_as_document(segments, key_valid), None
-        elif key_valid is not None:
-            latents_seen = min(cache.latents_seen + num_latents, config.max_latents)
-            key_valid, latent_valid = key_valid[:, -config.max_seq_len :], key_valid[:, -latents_seen:]
+        if step is None:
+            segments = _padding_as_document(segments, key_valid)
         if prefix_keep is not None:
             input_ids, positions, segments = _gather_kept(prefix_keep, prefix_length, input_ids, positions, segments)
         documents = None if segments is None else Segments.of_window(segments, num_latents)
@@ -163,11 +161,10 @@ class PerceiverAR(nn.Module):
             self.cross_attention,
             self.latent_projection(context[:, -num_latents:]),
             context,
-            key_valid=key_valid,
             segments=documents,
             rotary_q=None if rotary_k is None else rotary_k.last(num_latents),
             rotary_k=rotary_k,
-            store=None if cache is None else cache.cross,
+            store=None if step is None else step.cross,
         )
         rotary = self._rotary(positions[:, -num_latents:], config.num_channels)
         rotary_layers = config.num_layers if config.rotary_layers is None else config.rotary_layers
@@ -175,13 +172,10 @@ class PerceiverAR(nn.Module):
             latents = self._run(
                 layer,
                 latents,
-                key_valid=latent_valid,
                 segments=latent_documents,
                 rotary=rotary if i < rotary_layers else None,
-                store=None if cache is None else cache.latents[i],
+                store=None if step is None else step.latents[i],
             )
-        if cache is not None:
-            cache.advance(length, num_latents)
         return self.output_norm(latents)
 
     def _count_latents(self, length: int, prefix_length: int) -> int:
@@ -210,17 +204,6 @@ class PerceiverAR(nn.Module):
         offload = self.activation_checkpointing == "offload"
         with torch.autograd.graph.save_on_cpu(pin_memory=args[0].is_cuda) if offload else nullcontext():
             return checkpoint(layer, *args, use_reentrant=False, **kwargs)
-
-    def _decode_singly(self, input_ids: Tensor, key_valid: Tensor | None, cache: PerceiverARCache) -> PerceiverAROutput:
-        # Each token past a full window has a window of its own, which one right-aligned causal mask cannot express.
-        outputs = []
-        for i in range(input_ids.shape[1]):
-            valid = None if key_valid is None else key_valid[:, : cache.tokens_seen + 1]
-            outputs.append(self(input_ids[:, i : i + 1], 0, key_valid=valid, cache=cache))
-        hidden, logits = (
-            torch.cat(parts, dim=1) for parts in zip(*((o.hidden, o.logits) for o in outputs), strict=True)
-        )
-        return PerceiverAROutput(hidden, logits, None)
 
 
 def _cross_attention_layer(config: PerceiverARConfig) -> CrossAttentionLayer:

@@ -128,6 +128,19 @@ def test_masked_backends_equal_the_oracle(backend, queries, keys, mask, causal, 
     assert_equals_oracle(q, k, v, causal=causal, backend=backend, lse_gradient=True, **options)
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+def test_each_query_may_have_a_mask_of_its_own(backend, causal, rows):
+    q, k, v = draw(8, 24, dtype=torch.float64, batch=3)
+    key_valid = torch.rand(rows, 8, 24, generator=torch.Generator().manual_seed(0)) < 0.6
+    key_valid[0, 2] = False
+    allowed = key_valid & torch.ones(8, 24, dtype=torch.bool).tril(16) if causal else key_valid
+    out, lse = attend(q, k, v, causal=causal, key_valid=key_valid, return_lse=True, backend=backend)
+    for actual, expected in zip((out, lse), by_hand(q, k, v, allowed.expand(3, -1, -1)), strict=True):
+        torch.testing.assert_close(actual.detach(), expected.detach())
+
+
 def documents(*rows, device="cpu"):
     """Document numbers (batch, keys) of rows packed from documents of these lengths."""
     numbers = [torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)) for lengths in rows]

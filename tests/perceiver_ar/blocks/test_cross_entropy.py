@@ -115,3 +115,16 @@ def test_without_gradients_nothing_is_kept_or_computed_for_them():
     assert largest.elements < VOCABULARY * CHANNELS
     torch.testing.assert_close(loss.total, plain(*inputs, targets, 0.1)[0].detach())
     assert not loss.total.requires_grad
+
+
+@pytest.mark.parametrize("chunk_tokens", [5, None])
+def test_what_is_likeliest_is_told_where_no_gradients_are_computed(chunk_tokens):
+    hidden, weight, bias, targets = draw()
+    likeliest = F.linear(hidden, weight, bias).argmax(-1)
+    targets[::2] = likeliest[::2]
+    targets[4] = -100
+    assert chunked_cross_entropy(hidden, weight, bias, targets, z_loss=0.1).correct is None
+    with torch.no_grad():
+        loss = chunked_cross_entropy(hidden, weight, bias, targets, z_loss=0.1, chunk_tokens=chunk_tokens)
+    assert loss.correct.tolist() == (likeliest == targets).tolist()
+    assert TOKENS // 2 <= loss.correct.sum() < TOKENS and not loss.correct[4]

@@ -8,23 +8,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from perceiver_ar.hf import PerceiverARForCausalLM, PerceiverARHFConfig, PerceiverARModel
 from perceiver_ar.models.config import PRESETS, PerceiverARConfig
-
-CONTEXT, LATENTS = 48, 16
-# Large initial weights make next-token distributions that differ clearly from one another.
-SIZES = dict(
-    vocab_size=64, max_seq_len=CONTEXT, max_latents=LATENTS, num_channels=32, num_heads=4, num_layers=2, init_scale=0.3
-)
-GREEDY = dict(do_sample=False, pad_token_id=0, eos_token_id=None)
+from tests.perceiver_ar.hf.models import CONTEXT, LATENTS, SIZES, build, tokens
 
 
 @pytest.fixture(scope="module")
 def model() -> PerceiverARForCausalLM:
-    torch.manual_seed(0)
-    return PerceiverARForCausalLM(PerceiverARHFConfig(**SIZES)).eval()
-
-
-def tokens(*shape: int) -> torch.Tensor:
-    return torch.randint(6, 64, shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return build()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -49,7 +38,7 @@ def test_starts_with_the_weights_perceiver_ar_draws(model: PerceiverARForCausalL
     assert model.model.embed.tokens.weight.std().item() == pytest.approx(0.3, rel=0.05)
 
 
-@pytest.mark.parametrize("length, prefix_length", [(10, 0), (30, 20), (48, 32)])
+@pytest.mark.parametrize("length, prefix_length", [(8, 0), (30, 24), (CONTEXT, CONTEXT - LATENTS)])
 def test_logits_are_those_of_perceiver_ar(model: PerceiverARForCausalLM, length: int, prefix_length: int) -> None:
     ids = tokens(2, length)
     expected = model.model(ids, prefix_length).logits
@@ -65,80 +54,10 @@ def test_takes_the_last_tokens_of_a_long_text_as_latents_by_default(model: Perce
 def test_labels_give_the_shifted_mean_loss_of_the_latents(model: PerceiverARForCausalLM) -> None:
     ids = tokens(2, 30)
     labels = ids.clone()
-    labels[0, 20:24] = -100
-    output = model(ids, labels=labels, prefix_length=18)
-    expected = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 19:].flatten(), ignore_index=-100)
+    labels[0, 24:26] = -100
+    output = model(ids, labels=labels, prefix_length=22)
+    expected = F.cross_entropy(output.logits[:, :-1].flatten(0, 1), labels[:, 23:].flatten(), ignore_index=-100)
     assert output.loss.item() == pytest.approx(expected.item(), rel=1e-6)
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("mode", [{}, {"num_beams": 3}, {"do_sample": True, "eos_token_id": None}])
-def test_cached_equals_uncached_until_the_latents_are_full(preset: str, mode: dict[str, object]) -> None:
-    torch.manual_seed(1)
-    config = PerceiverARConfig.preset(preset, **SIZES | {"zero_init_output": False})
-    model = PerceiverARForCausalLM(PerceiverARHFConfig(**dataclasses.asdict(config))).eval()
-
-    def generate(use_cache: bool) -> torch.Tensor:
-        torch.manual_seed(2)
-        return model.generate(tokens(2, 20), max_new_tokens=9, use_cache=use_cache, **{**GREEDY, **mode})
-
-    assert generate(True).tolist() == generate(False).tolist()
-
-
-@pytest.mark.parametrize("prompt_length", [5, 40, 100])
-def test_refreshing_all_latents_equals_uncached_past_every_limit(
-    model: PerceiverARForCausalLM, prompt_length: int
-) -> None:
-    ids = tokens(2, prompt_length)
-    options = dict(max_new_tokens=2 * CONTEXT, num_latents=LATENTS, **GREEDY)
-    cached = model.generate(ids, latent_policy="refresh", **options)
-    assert cached.tolist() == model.generate(ids, use_cache=False, **options).tolist()
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"latent_policy": "sliding", "num_latents": 10},
-        {"latent_policy": "refresh", "num_latents": 7},
-        {"latent_policy": "refresh", "num_latents": LATENTS},
-        {"use_cache": False, "num_latents": 10},
-    ],
-)
-def test_left_padded_batch_equals_single_prompts(model: PerceiverARForCausalLM, options: dict[str, object]) -> None:
-    long, short = tokens(1, 20), tokens(1, 7)
-    padded = torch.cat((torch.zeros(1, 13, dtype=torch.long), short), dim=1)
-    both = torch.cat((long, padded))
-    options = {"max_new_tokens": 60, **GREEDY, **options}
-
-    batch = model.generate(both, attention_mask=(both != 0).long(), **options)
-
-    assert batch[0].tolist() == model.generate(long, **options)[0].tolist()
-    assert batch[1, 13:].tolist() == model.generate(short, **options)[0].tolist()
-
-
-def test_generation_past_learned_positions_is_refused_with_a_cache_only() -> None:
-    model = PerceiverARForCausalLM(PerceiverARHFConfig(**SIZES, learned_positions=True)).eval()
-    with pytest.raises(ValueError, match="learned positions end at max_seq_len"):
-        model.generate(tokens(1, 40), max_new_tokens=10, **GREEDY)
-    assert model.generate(tokens(1, 40), max_new_tokens=10, use_cache=False, **GREEDY).shape == (1, 50)
-    assert model.generate(tokens(1, 40), max_new_tokens=8, **GREEDY).shape == (1, 48)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"num_latents": 0}, "num_latents"),
-        ({"num_latents": 17}, "num_latents"),
-        ({"latent_policy": "full"}, "latent_policy"),
-        ({"cache_implementation": "static"}, "cache_implementation"),
-        ({"prompt_lookup_num_tokens": 2}, "assisted decoding"),
-    ],
-)
-def test_impossible_generation_is_refused(
-    model: PerceiverARForCausalLM, options: dict[str, object], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        model.generate(tokens(1, 8), max_new_tokens=2, **GREEDY, **options)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -153,4 +72,32 @@ def test_saves_and_loads_through_the_auto_classes(tied: bool, tmp_path: Path) ->
     assert isinstance(bare, PerceiverARModel)
     assert (loaded.get_output_embeddings() is None) == tied
     torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=0)
-    torch.testing.assert_close(bare(ids).last_hidden_state, model.model(ids, 14).hidden, rtol=0, atol=0)
+    torch.testing.assert_close(bare(ids).last_hidden_state, model.model(ids, 30 - LATENTS).hidden, rtol=0, atol=0)
+
+
+def test_gives_the_logits_of_the_last_latents_where_no_more_are_wanted(model: PerceiverARForCausalLM) -> None:
+    ids = tokens(2, 30)
+    torch.testing.assert_close(model(ids, logits_to_keep=3).logits, model(ids).logits[:, -3:])
+
+
+def test_returns_tuples_and_hidden_states_on_request(model: PerceiverARForCausalLM) -> None:
+    ids = tokens(2, 30)
+    logits, hidden = model(ids, use_cache=False, output_hidden_states=True, return_dict=False)
+    torch.testing.assert_close(logits, model(ids).logits)
+    torch.testing.assert_close(hidden[-1], model.model(ids, 30 - LATENTS).hidden)
+
+
+def test_embeddings_as_input_are_refused(model: PerceiverARForCausalLM) -> None:
+    with pytest.raises(ValueError, match="inputs_embeds are not available"):
+        model(inputs_embeds=torch.zeros(1, 4, 32))
+
+
+def test_prefix_dropout_is_for_training_only() -> None:
+    ids, model = tokens(2, CONTEXT), build(prefix_dropout=0.5)
+    exact = model(ids).logits
+    torch.testing.assert_close(exact, build().model(ids, CONTEXT - LATENTS).logits)
+    torch.manual_seed(3)
+    first, second = (model.train()(ids).logits for _ in range(2))
+    torch.manual_seed(3)
+    assert first.equal(model(ids).logits)
+    assert not first.equal(second) and not first.equal(exact)

@@ -68,8 +68,9 @@ def test_perceiver_io_cached_logits_token_by_token(recording, model):
     logits = []
     with torch.inference_mode():
         for stop in range(prefix_length + 1, ids.shape[1] + 1):
-            valid = None if key_valid is None else key_valid[:, :stop]
-            logits.append(model(ids[:, cache.tokens_seen : stop], prefix_length, key_valid=valid, cache=cache).logits)
+            new = slice(cache.tokens_seen, stop)
+            valid = None if key_valid is None else key_valid[:, new]
+            logits.append(model(ids[:, new], prefix_length, key_valid=valid, cache=cache).logits)
     torch.testing.assert_close(torch.cat(logits, 1), recording.tensors["cached_logits"], **TOLERANCE)
 
 

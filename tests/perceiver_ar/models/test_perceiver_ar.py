@@ -156,7 +156,7 @@ def test_cached_decoding_of_a_left_padded_batch_equals_each_row_alone():
     valid[1, :3] = False
     cache = PerceiverARCache(model.config)
     batched = [model(ids[:, :8], 6, key_valid=valid[:, :8], cache=cache).logits]
-    batched += [model(ids[:, i : i + 1], 0, key_valid=valid[:, : i + 1], cache=cache).logits for i in range(8, 14)]
+    batched += [model(ids[:, i : i + 1], 0, key_valid=valid[:, i : i + 1], cache=cache).logits for i in range(8, 14)]
     batched = torch.cat(batched, 1)
     torch.testing.assert_close(batched[0], model(ids[:1], 6).logits[0], rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(batched[1], model(ids[1:, 3:], 3).logits[0], rtol=1e-6, atol=1e-6)
