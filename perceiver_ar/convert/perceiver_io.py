@@ -26,10 +26,36 @@ _CAUSAL_SEQUENCE_MODEL_NAMES = (
     (r"self_attention\.(\d+)\.1\.module\.3", r"self_attention.\1.mlp.down"),
 )
 _COMPUTED_ON_USE = "input_adapter.frq_pos_encoding.inv_freq"
+_DEFAULTS = dict(
+    vocab_size=262,
+    max_seq_len=4096,
+    max_latents=512,
+    num_channels=512,
+    num_heads=8,
+    num_self_attention_layers=8,
+    num_self_attention_rotary_layers=1,
+    self_attention_widening_factor=4,
+    cross_attention_widening_factor=4,
+    cross_attention_dropout=0.5,
+    post_attention_dropout=0.0,
+    residual_dropout=0.0,
+    output_norm=False,
+    output_bias=True,
+    abs_pos_emb=True,
+    init_scale=0.02,
+)
+"""Of its `CausalSequenceModelConfig`: earlier versions had fewer fields, and saved only these."""
 
 
 def causal_sequence_model_config(hparams: Mapping[str, Any]) -> PerceiverARConfig:
-    """The configuration of a `CausalSequenceModel` from its hyper-parameters (also of the text and audio models)."""
+    """The configuration of a `CausalSequenceModel` from its hyper-parameters (also of the text and audio models).
+
+    Raises ValueError where they make no model.
+    """
+    hparams = {name: hparams.get(name, default) for name, default in _DEFAULTS.items()}
+    for name, value in hparams.items():
+        if not isinstance(value, int | float):
+            raise ValueError(f"{name} must be a number, not {value!r}")
     rotary_layers = hparams["num_self_attention_rotary_layers"]
     return PerceiverARConfig.preset(
         "perceiver_io",

@@ -1,0 +1,110 @@
+"""Folders of models, here or on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from perceiver_ar.models.config import PerceiverARConfig
+
+MODEL_TYPE = "perceiver-ar"
+"""`model_type` in the ``config.json`` of our models."""
+
+_HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+# Never Python files: nothing of a model's folder is executed.
+_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "README.md"]
+_PICKLES = ["*.bin"]
+
+
+def local_folder(name: str | Path) -> Path:
+    """The folder `name`, or the model ``owner/name[@revision]`` of the Hub, downloaded into its cache.
+
+    Of the Hub's files only weights, configuration, tokenizer and model card are fetched; pickled weights only where
+    there are no others. Without a connection, what the cache holds will do.
+
+    Raises:
+        FileNotFoundError: there is neither such a folder nor such a model, or it is not for this user's token.
+        ConnectionError: the Hub cannot be reached, or refuses for now, and the cache does not hold the model.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    match = _HUB_NAME.fullmatch(str(name))
+    if match is None:
+        raise FileNotFoundError(f"{name}: no such folder, and not owner/name[@revision] of a model on the Hub")
+    folder = _download(match["repository"], match["revision"], _FILES)
+    if not any(folder.glob("*.safetensors")):
+        _download(match["repository"], match["revision"], _PICKLES)
+    return folder
+
+
+def _download(repository: str, revision: str | None, patterns: list[str]) -> Path:
+    # Takes a second to import, which local folders need not wait for.
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import disable_progress_bars
+
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    name = repository if revision is None else f"{repository}@{revision}"
+    try:
+        folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
+    except HFValidationError:
+        raise FileNotFoundError(f"{name}: no such folder, and no name that a model on the Hub can have") from None
+    except RevisionNotFoundError:
+        raise FileNotFoundError(f"{name}: {repository} on {constants.ENDPOINT} has no revision {revision}") from None
+    except RepositoryNotFoundError:
+        raise FileNotFoundError(
+            f"{name}: no such folder, and no model on {constants.ENDPOINT} that you may read: log in or set HF_TOKEN "
+            "if it is a private or gated one"
+        ) from None
+    except (HTTPError, LocalEntryNotFoundError) as error:
+        reason = str(error).strip().partition("\n")[0].removeprefix("Got: ")
+        raise ConnectionError(f"{name}: no such folder, and {constants.ENDPOINT} does not answer: {reason}") from error
+    return Path(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: must hold a JSON object")
+    return value
+
+
+def read_architecture(folder: Path) -> PerceiverARConfig:
+    """What the model of an exported `folder` is made of, by its ``config.json``.
+
+    Raises:
+        FileNotFoundError: the folder holds no ``config.json``.
+        ValueError: that is one of another kind of model, or makes no model.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if (kind := config.get("model_type")) != MODEL_TYPE:
+        raise ValueError(f"{path}: model_type must be {MODEL_TYPE!r}, not {kind!r}")
+    names = [field.name for field in fields(PerceiverARConfig)]
+    try:
+        return PerceiverARConfig(**{name: config[name] for name in names if name in config})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
