@@ -24,7 +24,7 @@ The demo is complete; make demo again trains no further.
   exports/demo/            the model as a Hugging Face folder
 Next:
   source .venv/bin/activate
-  python pretrain/generate.py --model exports/demo --prompt 'import '
+  python pretrain/generate.py --checkpoint exports/demo --prompt 'import '
   deepspeed pretrain/train.py --config configs/demo.yaml --dry-run model.num_layers=8
   deepspeed pretrain/train.py --config configs/demo.yaml run.dir=runs/deeper model.num_layers=8
   python benchmarks/step.py --config configs/demo.yaml
@@ -49,7 +49,7 @@ demo: $(STAMP)  ## prepare a corpus, train, evaluate, export, generate: about 10
 	@trap : INT; (trap '' INT; exec $(TRAIN)) || [[ $$? != 2 ]]; python pretrain/status.py runs/demo
 	python pretrain/evaluate.py --checkpoint runs/demo
 	python pretrain/export.py --checkpoint runs/demo --out exports/demo
-	python pretrain/generate.py --model exports/demo --seed 1 --prompt-file pretrain/errors.py | tee runs/demo/sample.txt
+	python pretrain/generate.py --checkpoint exports/demo --seed 1 --prompt-file pretrain/errors.py | tee runs/demo/sample.txt
 	python pretrain/report.py runs/demo
 	@echo "$$DEMO_DONE"
 

@@ -1,4 +1,7 @@
-"""Continue a prompt with an exported model, or with a run's checkpoint, printing text as it comes."""
+"""Continue a prompt with a run's checkpoint, an exported folder or a model of the Hub, printing text as it comes.
+
+Tokens are sampled, unless --greedy or --penalty-alpha asks for another way.
+"""
 
 from __future__ import annotations
 
@@ -10,67 +13,112 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import argparse
+import signal
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
 
 from pretrain.command_line import ArgumentParser
 from pretrain.errors import DONE, InputError, run_command
+from pretrain.exported_model import ExportedModel, find_model
 from pretrain.trained_model import TrainedModel
 
+if TYPE_CHECKING:  # transformers takes seconds to import: bad input is not to wait for it
+    from transformers import PreTrainedTokenizerFast
+
 EXAMPLES = """\
-  python pretrain/generate.py --model exports/demo --prompt "def main("
-  python pretrain/generate.py --model runs/demo --prompt-file README.md --greedy --max-new-tokens 500
-  git diff | python pretrain/generate.py --model runs/demo/checkpoints/step-00001000 --prompt-file - --seed 1
+  python pretrain/generate.py --checkpoint runs/demo --prompt "def main(" --seed 1
+  python pretrain/generate.py --checkpoint exports/demo --prompt-file README.md --greedy --max-new-tokens 500
+  git diff | python pretrain/generate.py --checkpoint owner/name@step-1000 --prompt-file - --prompt-lookup 10
 """
+INTERRUPTED = 128 + signal.SIGINT
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SAMPLING = {"temperature": 0.8, "top_k": 0, "top_p": 0.95}
+CANDIDATES = 4
+NOT_WITH = {
+    "greedy": ("temperature", "top_k", "top_p", "seed", "penalty_alpha"),
+    "penalty_alpha": ("temperature", "top_p", "seed", "num_beams", "prompt_lookup"),
+    "prompt_lookup": ("num_beams",),
+}
+"""Ways of decoding, and the options that they leave nothing to decide for."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR", help="an exported folder, a run directory or a checkpoint")
+    kinds = "a run directory, a checkpoint, an exported folder, or owner/name[@revision] on the Hub"
+    add("--checkpoint", required=True, metavar="DIR_OR_MODEL", help=kinds)
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", metavar="TEXT")
+    prompt.add_argument("--prompt", metavar="TEXT", help="'' begins a document")
     prompt.add_argument("--prompt-file", metavar="FILE", help="- is standard input")
     add("--max-new-tokens", type=int, default=200, metavar="N", help="default: %(default)s")
-    add("--temperature", type=float, default=0.8, metavar="T", help="default: %(default)s")
-    add("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest tokens only; 0 is all (default)")
-    add("--top-p", type=float, default=0.95, metavar="P", help="... that make up this much probability (%(default)s)")
-    add("--greedy", action="store_true", help="always take the likeliest token")
+    add("--temperature", type=float, metavar="T", help=f"default: {SAMPLING['temperature']}")
+    add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens only; 0 is all (default)")
+    add("--top-p", type=float, metavar="P", help=f"... that make up this much probability ({SAMPLING['top_p']})")
     add("--seed", type=int, metavar="N", help="sample the same text again (default: another each time)")
+    add("--greedy", action="store_true", help="always take the likeliest token")
+    add("--num-beams", type=int, metavar="N", help="follow N texts and print the likeliest, at the end")
+    contrast = f"contrastive search: how much to avoid repetition, among --top-k tokens ({CANDIDATES})"
+    add("--penalty-alpha", type=float, metavar="A", help=contrast)
+    lookup = "guess up to N tokens by what followed the same words before: faster where text repeats"
+    add("--prompt-lookup", type=int, metavar="N", help=lookup)
+    add("--num-latents", type=int, metavar="N", help="tokens of the prompt that start as latents (half of max_latents)")
+    policy = "what happens once all latents are in use: see docs/generation.md (default: %(default)s)"
+    add("--latent-policy", choices=("sliding", "refresh"), default="sliding", help=policy)
+    add("--dtype", choices=DTYPES, default="fp32", help="of weights and computation (default: %(default)s)")
     arguments = parser.parse_args(argv)
+    check_values(arguments)
+    check_combinations(arguments)
+    return arguments
+
+
+def check_values(arguments: argparse.Namespace) -> None:
+    """Raises `InputError` for a number that is out of range."""
     limits = {
-        "--max-new-tokens": (arguments.max_new_tokens >= 1, "at least 1"),
-        "--temperature": (0 < arguments.temperature < float("inf"), "greater than 0"),
-        "--top-k": (arguments.top_k >= 0, "at least 0"),
-        "--top-p": (0 < arguments.top_p <= 1, "greater than 0 and at most 1"),
-        "--seed": (arguments.seed is None or 0 <= arguments.seed < 2**32, "from 0 to 4294967295"),
+        "max_new_tokens": (lambda n: n >= 1, "at least 1"),
+        "temperature": (lambda t: 0 < t < float("inf"), "greater than 0"),
+        "top_k": (lambda k: k >= 0, "at least 0"),
+        "top_p": (lambda p: 0 < p <= 1, "greater than 0 and at most 1"),
+        "seed": (lambda n: 0 <= n < 2**32, "from 0 to 4294967295"),
+        "num_beams": (lambda n: n >= 2, "at least 2"),
+        "penalty_alpha": (lambda a: 0 < a <= 1, "greater than 0 and at most 1"),
+        "prompt_lookup": (lambda n: n >= 1, "at least 1"),
+        "num_latents": (lambda n: n >= 1, "at least 1"),
     }
     for name, (holds, wanted) in limits.items():
-        if not holds:
-            raise InputError(f"{name}: must be {wanted}")
-    return arguments
+        value = getattr(arguments, name)
+        if value is not None and not holds(value):
+            raise InputError(f"{option(name)}: must be {wanted}, not {value}")
+    if arguments.penalty_alpha is not None and arguments.top_k is not None and arguments.top_k < 2:
+        raise InputError("--top-k: contrastive search chooses among at least 2 tokens")
+
+
+def check_combinations(arguments: argparse.Namespace) -> None:
+    """Raises `InputError` for options of which one would go unheard."""
+    for way, others in NOT_WITH.items():
+        for other in others if getattr(arguments, way) else ():
+            if getattr(arguments, other) is not None:
+                raise InputError(f"{option(other)}: has no meaning with {option(way)}; leave one of them out")
+
+
+def option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
-    prompt = read_prompt(arguments)
-    exported = (arguments.model / "config.json").is_file()
-    model = arguments.model if exported else TrainedModel.find(arguments.model)
-
-    # transformers takes seconds to import: only what is going to generate waits for it.
-    from transformers import TextStreamer, set_seed
-
-    generator = text_generator(model)
-    if arguments.seed is not None:
-        set_seed(arguments.seed)
-    sampling = dict(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
-    generator(
-        prompt,
-        max_new_tokens=arguments.max_new_tokens,
-        do_sample=not arguments.greedy,
-        streamer=TextStreamer(generator.tokenizer, skip_special_tokens=True),
-        **({} if arguments.greedy else sampling),
-    )
+    try:
+        prompt = read_prompt(arguments)
+        model = find_model(arguments.checkpoint)
+        most = model.architecture.max_latents
+        if arguments.num_latents is not None and arguments.num_latents > most:
+            raise InputError(f"--num-latents: {arguments.num_latents} is more than the model's max_latents ({most})")
+        write_continuation(model, prompt, arguments)
+    except KeyboardInterrupt:
+        print(flush=True)
+        return INTERRUPTED
     return DONE
 
 
@@ -78,32 +126,95 @@ def read_prompt(arguments: argparse.Namespace) -> str:
     if arguments.prompt is not None:
         return arguments.prompt
     try:
-        if arguments.prompt_file == "-":
-            return sys.stdin.read()
-        return Path(arguments.prompt_file).read_text(encoding="utf-8")
+        # Not as text: line ends are the prompt's own.
+        standard_input = arguments.prompt_file == "-"
+        read = sys.stdin.buffer.read() if standard_input else Path(arguments.prompt_file).read_bytes()
+        return read.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--prompt-file: cannot read {arguments.prompt_file} as UTF-8 text: {error}") from error
 
 
-def text_generator(model: Path | TrainedModel) -> Any:
-    """A text-generation pipeline of an exported folder or of a checkpoint.
+def write_continuation(model: TrainedModel | ExportedModel, prompt: str, arguments: argparse.Namespace) -> None:
+    """Print the prompt and what the model makes of it.
 
-    Raises `InputError` where the folder holds no model that transformers can load.
+    Raises `InputError` where the model cannot be loaded, or cannot decode in the way asked for.
     """
-    from transformers import pipeline
     from transformers.utils import logging
 
-    import perceiver_ar.hf  # noqa: F401  (registers the model with transformers)
-    from pretrain.hf_export import hf_model, hf_tokenizer
-
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    if isinstance(model, TrainedModel):
-        return pipeline("text-generation", model=hf_model(model), tokenizer=hf_tokenizer(model))
+    tokenizer = model.tokenizer()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hf_model = model.hf_model(DTYPES[arguments.dtype]).to(device)  # type: ignore[arg-type]
+    if arguments.seed is not None:
+        torch.manual_seed(arguments.seed)
+    # Documents begin behind the end of another one.
+    ids = tokenizer.encode(prompt, add_special_tokens=False, verbose=False) or [model.end_id]
+
+    printer = TextPrinter(tokenizer, prompt)
+    options = decoding(arguments)
+    if arguments.num_beams is None:
+        options["streamer"] = printer
     try:
-        return pipeline("text-generation", model=str(model))
-    except (OSError, ValueError) as error:
-        raise InputError(f"--model: cannot load {model}: {str(error).splitlines()[0]}") from error
+        [sequence] = hf_model.generate(torch.tensor([ids], device=device), **options)
+    except ValueError as error:
+        line, _, _ = str(error).partition("\n")
+        raise InputError(f"{model.name}: {line}") from error
+    if arguments.num_beams is not None:
+        printer.put(sequence[: len(ids)])
+        printer.put(sequence[len(ids) :])
+        printer.end()
+
+
+def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `generate` of the model is called with."""
+    options: dict[str, Any] = {
+        "max_new_tokens": arguments.max_new_tokens,
+        "latent_policy": arguments.latent_policy,
+        "do_sample": not arguments.greedy and arguments.penalty_alpha is None,
+    }
+    if options["do_sample"]:
+        given = {name: getattr(arguments, name) for name in SAMPLING}
+        options |= {name: SAMPLING[name] if value is None else value for name, value in given.items()}
+    if arguments.penalty_alpha is not None:
+        options |= {"penalty_alpha": arguments.penalty_alpha, "top_k": arguments.top_k or CANDIDATES}
+    if arguments.prompt_lookup is not None:
+        options["prompt_lookup_num_tokens"] = arguments.prompt_lookup
+    for name in ("num_latents", "num_beams"):
+        if (value := getattr(arguments, name)) is not None:
+            options[name] = value
+    return options
+
+
+class TextPrinter:
+    """A streamer that prints the prompt, whose ids it gets first, then each token as soon as its text is certain."""
+
+    KEPT = 16
+    """Ids decoded with new ones: what a token looks like may depend on those before it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, prompt: str) -> None:
+        self._tokenizer = tokenizer
+        self._prompt = prompt
+        self._ids: list[int] = []
+        self._printed = 0
+        """Characters of the text of these ids."""
+
+    def put(self, ids: Tensor) -> None:
+        is_prompt = not self._ids
+        self._ids += ids.flatten().tolist()
+        text = self._text()
+        # Bytes that are no character yet may become one with the next.
+        certain = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        print(self._prompt if is_prompt else certain[self._printed :], end="", flush=True)
+        self._printed = max(self._printed, len(text if is_prompt else certain))
+        if self._printed == len(text) and len(self._ids) > 2 * self.KEPT:
+            self._ids = self._ids[-self.KEPT :]
+            self._printed = len(self._text())
+
+    def end(self) -> None:
+        print(self._text()[self._printed :])
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True)  # type: ignore[return-value]
 
 
 if __name__ == "__main__":

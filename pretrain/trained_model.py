@@ -6,17 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from perceiver_ar.models.perceiver_ar import PerceiverAR
+from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from pretrain.checkpoint import damage, latest_checkpoint, load_weights, read_state
 from pretrain.config import RunConfig
 from pretrain.corpus import Corpus, open_corpus
 from pretrain.data import open_corpora, shard_cache
 from pretrain.errors import InputError
 from pretrain.schema import validate
+
+if TYPE_CHECKING:  # transformers takes seconds to import: bad input is not to wait for it
+    from transformers import PreTrainedTokenizerFast
+
+    from perceiver_ar.hf import PerceiverARForCausalLM
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class TrainedModel:
     def run_dir(self) -> Path:
         return self.checkpoint.resolve().parent.parent
 
+    @property
+    def name(self) -> str:
+        """As titles show it."""
+        return f"{self.run_dir.name}, step {self.state['step']:,}"
+
     @cached_property
     def state(self) -> dict[str, Any]:
         """``state.json`` of the checkpoint."""
@@ -64,6 +74,20 @@ class TrainedModel:
         """What the run computed in."""
         return torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
 
+    @property
+    def architecture(self) -> PerceiverARConfig:
+        return self.config.model.architecture
+
+    @property
+    def within_documents(self) -> bool:
+        """Whether it has learned to attend to nothing before the document a token is in."""
+        return self.config.data.within_documents
+
+    @property
+    def end_id(self) -> int:
+        """The token between documents."""
+        return self.state["data"]["end_id"]
+
     def corpora(self, moved_to: Sequence[str] | None = None) -> dict[str, Corpus]:
         """The corpora of the run, by name, at other places than the run had them if `moved_to` names these in order.
 
@@ -73,7 +97,7 @@ class TrainedModel:
         if moved_to is None:
             corpora = open_corpora(self.config)
         elif len(moved_to) == len(trained_on):
-            cache = shard_cache(self.config, *moved_to)
+            cache = shard_cache(self.config.data.cache, *moved_to)
             corpora = {name: open_corpus(place, cache) for name, place in zip(trained_on, moved_to, strict=True)}
         else:
             raise InputError(f"--data: {len(moved_to)} corpora, the run has {len(trained_on)}: {', '.join(trained_on)}")
@@ -89,3 +113,15 @@ class TrainedModel:
             model = PerceiverAR(config)
         model.load_state_dict(weights, assign=True)
         return model.eval()
+
+    def hf_model(self, dtype: torch.dtype = torch.float32) -> PerceiverARForCausalLM:
+        """The Hugging Face model, in evaluation mode."""
+        from pretrain.hf_export import hf_model
+
+        return hf_model(self, dtype)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Raises `InputError` where the run's tokenizer has no exact fast counterpart."""
+        from pretrain.hf_export import hf_tokenizer
+
+        return hf_tokenizer(self)
