@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,13 +21,20 @@ from pydantic import (
 )
 
 from perceiver_ar.models.config import PRESETS, PerceiverARConfig
+from pretrain.corpus.copying import CopyTask
 from pretrain.corpus.direct.config import StreamConfig
+from pretrain.errors import InputError
+from pretrain.initial_model import open_initial_model
 from pretrain.schema import FilePath, Location, Section, dump_yaml, load_yaml, validate
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 """Overrides reach a part by it: `data.mixture.NAME.weight=0.5`."""
+
+
+CONFIG_FILE = "config.yaml"
+"""In the run folder: the resolved configuration the run was started with."""
 
 
 class RunSection(Section):
@@ -63,6 +74,21 @@ class MixtureSection(Section):
         return self.weight[max(begin for begin in self.weight if begin <= step)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelSection(PerceiverARConfig):
+    """An architecture, and the weights it starts with."""
+
+    init_from: Location | None = None
+    """A run, a checkpoint, a folder, a Lightning checkpoint of perceiver-io, or ``owner/name[@revision]`` on the Hub:
+    the run starts with that model's weights, and fields that are left out are that model's."""
+
+    @property
+    def architecture(self) -> PerceiverARConfig:
+        values = asdict(self)
+        del values["init_from"]
+        return PerceiverARConfig(**values)
+
+
 class CacheSection(Section):
     """Where shards of remote corpora are kept on each node."""
 
@@ -72,7 +98,7 @@ class CacheSection(Section):
 
 
 class DataSection(Section):
-    """Exactly one of `corpus`, `mixture` and `stream` says what is trained on."""
+    """Exactly one of `corpus`, `mixture`, `stream` and `copy_task` says what is trained on."""
 
     corpus: Location | None = None
     """Folder, or its URL, written by `pretrain/prepare.py`."""
@@ -80,6 +106,8 @@ class DataSection(Section):
     """Several of them, by name."""
     stream: StreamConfig | None = None
     """A data set read through `datasets` as training goes on, without preparation."""
+    copy_task: CopyTask | None = None
+    """Random bytes and their copy, made as training goes on."""
     tokenizer: str | None = None
     """Refuse data of any other tokenizer than this one."""
     windows: Literal["strided", "packed", "crop"] = "strided"
@@ -93,10 +121,12 @@ class DataSection(Section):
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
-        if sum(origin is not None for origin in (self.corpus, self.mixture, self.stream)) != 1:
-            raise ValueError("give exactly one of data.corpus, data.mixture and data.stream")
+        if sum(origin is not None for origin in (self.corpus, self.mixture, self.stream, self.copy_task)) != 1:
+            raise ValueError("give exactly one of data.corpus, data.mixture, data.stream and data.copy_task")
         if self.stream is not None and self.windows != "strided":
             raise ValueError(f"data.stream goes with data.windows strided only, not {self.windows}")
+        if self.copy_task is not None and (self.windows != "strided" or self.segments):
+            raise ValueError("data.copy_task makes windows of its own: leave out data.windows and data.segments")
         return self
 
     @property
@@ -258,10 +288,35 @@ class LoggingSection(Section):
     """Log to this Weights & Biases project; offline where no key is set."""
 
 
+class HubSection(Section):
+    """Checkpoints go to a model repository on the Hugging Face Hub while training goes on: `step-1000` is the branch of
+    step 1000, `main` has the last. The token is that of HF_TOKEN or of `hf auth login`."""
+
+    repo: str
+    """`owner/name`; it is made where it does not exist."""
+    every: Count = 0
+    """The first checkpoint at or after each multiple of it; 0 for the last one only."""
+    private: bool = True
+    """If the repository is made."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Of the weights."""
+    with_code: bool = False
+    """Add the model's source, for `trust_remote_code` where this package is not installed."""
+    final_wait: NonNegativeFloat = 600
+    """Seconds that the end of the run waits for uploads."""
+
+    @field_validator("repo")
+    @classmethod
+    def _has_an_owner(cls, value: str) -> str:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+            raise ValueError(f"must be owner/name, not {value!r}")
+        return value
+
+
 class RunConfig(Section):
     task: Literal["causal_lm"] = "causal_lm"
     run: RunSection
-    model: PerceiverARConfig
+    model: ModelSection
     data: DataSection
     train: TrainSection
     optimizer: OptimizerSection = OptimizerSection()
@@ -271,6 +326,7 @@ class RunConfig(Section):
     stability: StabilitySection = StabilitySection()
     watchdog: WatchdogSection = WatchdogSection()
     logging: LoggingSection = LoggingSection()
+    hub: HubSection | None = None
 
     @field_validator("model", mode="before")
     @classmethod
@@ -298,7 +354,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         InputError: One line that lists all problems.
     """
-    return validate(RunConfig, load_yaml(path, overrides))
+    data = load_yaml(path, overrides)
+    model = data.get("model")
+    if isinstance(model, dict) and isinstance(model.get("init_from"), str):
+        data["model"] = _initial_architecture(model, data.get("run")) | model
+    return validate(RunConfig, data)
+
+
+def _initial_architecture(model: dict[str, Any], run: Any) -> dict[str, Any]:
+    """What `model` need not say, as the model tells that it starts from: when the run began, if it has."""
+    if model.keys() >= {field.name for field in fields(PerceiverARConfig)}:
+        return {}
+    if "preset" in model:
+        raise InputError("model.preset: leave it out: model.init_from tells the architecture")
+    name = os.path.expanduser(model["init_from"])
+    if isinstance(run, dict) and isinstance(run.get("dir"), str):
+        with suppress(InputError):  # not begun, or what it left is refused later
+            begun = validate(RunConfig, load_yaml(Path(run["dir"], CONFIG_FILE).expanduser())).model
+            if begun.init_from == name:
+                return asdict(begun.architecture)
+    return asdict(open_initial_model(name).architecture)
 
 
 def dump_config(config: RunConfig) -> str:

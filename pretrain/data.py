@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console
 
-from pretrain.config import RunConfig
-from pretrain.corpus import Corpus, MixturePart, SampleSequence, ShardCache, make_windows, open_corpus, order_key
+from pretrain.config import CacheSection, RunConfig
+from pretrain.corpus import Corpus, MixturePart, SampleSequence, ShardCache, open_corpus, order_key
+from pretrain.corpus.copying import COPY, CopyCorpus
 from pretrain.errors import InputError
 
 if TYPE_CHECKING:  # they import torch: bad input is not to wait for it
@@ -40,7 +41,7 @@ class TrainingData(Protocol):
 
 
 class PreparedData:
-    """Prepared corpora: one, or a mixture."""
+    """Data with a window for every number: one corpus, or a mixture of several."""
 
     def __init__(self, config: RunConfig) -> None:
         """Raises InputError where a corpus is missing or damaged, or they do not go together."""
@@ -52,9 +53,8 @@ class PreparedData:
         config, model = self._config, self._config.model
         for name, corpus in self.corpora.items():
             fingerprint = corpus.manifest.fingerprint
-            windows = make_windows(
+            windows = corpus.training_windows(
                 config.data.windows,
-                corpus.split("train"),
                 context=model.max_seq_len,
                 latents=model.max_latents,
                 key=order_key(fingerprint, config.run.seed),
@@ -151,8 +151,10 @@ def open_corpora(config: RunConfig) -> dict[str, Corpus]:
 
     Raises InputError where one is missing or damaged, or their tokenizers differ.
     """
+    if config.data.copy_task is not None:
+        return {COPY: CopyCorpus(config.data.copy_task)}
     corpora = {}
-    cache = shard_cache(config, *(location for _, location in corpus_locations(config).values()))
+    cache = shard_cache(config.data.cache, *(location for _, location in corpus_locations(config).values()))
     for name, (field, location) in corpus_locations(config).items():
         try:
             corpora[name] = open_corpus(location, cache)
@@ -162,17 +164,19 @@ def open_corpora(config: RunConfig) -> dict[str, Corpus]:
     return corpora
 
 
-def shard_cache(config: RunConfig, *locations: str) -> ShardCache | None:
+def shard_cache(settings: CacheSection, *locations: str) -> ShardCache | None:
     """Where the shards of corpora go that are URLs: one for them all, which share its room; None if all are local."""
     if not any("://" in location for location in locations):
         return None
-    folder = config.data.cache.dir or Path(tempfile.gettempdir(), f"perceiver-ar-shards-{os.getuid()}")
-    return ShardCache(folder, math.floor(config.data.cache.max_gib * 2**30))
+    folder = settings.dir or Path(tempfile.gettempdir(), f"perceiver-ar-shards-{os.getuid()}")
+    return ShardCache(folder, math.floor(settings.max_gib * 2**30))
 
 
 def corpus_locations(config: RunConfig) -> dict[str, tuple[str, str]]:
-    """Name -> (field of the configuration, folder or URL)."""
+    """Name -> (field of the configuration, folder or URL; of what is made up, what it is)."""
     data = config.data
+    if data.copy_task is not None:
+        return {COPY: ("data.copy_task", "the copy task")}
     if data.corpus is not None:
         return {data.corpus.rstrip("/").rpartition("/")[2]: ("data.corpus", data.corpus)}
     if data.mixture is not None:

@@ -19,6 +19,7 @@ from pretrain.corpus.cache import ShardCache, mark_used
 from pretrain.corpus.download import download, read_url
 from pretrain.corpus.manifest import MANIFEST_FILE, FileEntry, Manifest, ShardEntry, SplitEntry, read_manifest
 from pretrain.corpus.tokenizers import Tokenizer, load_saved_tokenizer
+from pretrain.corpus.windows import StridedWindows, WindowKind, Windows, make_windows
 from pretrain.errors import InputError
 from pretrain.files import hash_file
 
@@ -215,6 +216,15 @@ class Corpus:
         if name not in manifest.splits:
             raise InputError(f"corpus {self.location}: has no {name} split, only {', '.join(manifest.splits)}")
         return TokenStream(self.location, manifest.splits[name], manifest.dtype, manifest.shard_tokens, self._cache)
+
+    def training_windows(self, kind: WindowKind, *, context: int, latents: int, key: int, segments: bool) -> Windows:
+        """The windows that a run trains on, see `make_windows`."""
+        return make_windows(kind, self.split("train"), context=context, latents=latents, key=key, segments=segments)
+
+    def validation_windows(self, *, context: int, latents: int, segments: bool) -> Windows:
+        """The windows that a run is validated on: every token of the validation split is a target once."""
+        stream = self.split("validation")
+        return StridedWindows(stream, context=context, latents=latents, stride=latents, segments=segments)
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the corpus was prepared with.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import xxhash
 
-from pretrain.corpus.stream import TokenStream
 from pretrain.errors import InputError
+
+if TYPE_CHECKING:  # a corpus makes windows of its streams
+    from pretrain.corpus.stream import TokenStream
 
 IGNORED = -100
 PADDING = 0
@@ -31,9 +33,8 @@ class Window:
 
 
 class Windows(Protocol):
-    """Numbered windows of a stream, as many in every epoch, all of `context` inputs and `latents` targets."""
+    """Numbered windows of tokens, as many in every epoch, all of `context` inputs and `latents` targets."""
 
-    stream: TokenStream
     context: int
     latents: int
 

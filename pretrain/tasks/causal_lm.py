@@ -17,6 +17,9 @@ class TaskOutput(NamedTuple):
     """Scalar to minimise, z-loss included: a sum over the batch's targets, to be divided by the step's targets."""
     nll: Tensor
     """Nats per target (batch, N), 0 where the target is ignored."""
+    correct: Tensor | None
+    """(batch, N) bool, whether the target is what the model holds likeliest, False where it is ignored; None where
+    gradients are computed."""
 
 
 class CausalLM(nn.Module):
@@ -39,7 +42,8 @@ class CausalLM(nn.Module):
             prefix_keep=keep,
             targets=batch.targets,
         ).loss
-        return TaskOutput(loss.total, loss.nll.view_as(batch.targets))
+        correct = None if loss.correct is None else loss.correct.view_as(batch.targets)
+        return TaskOutput(loss.total, loss.nll.view_as(batch.targets), correct)
 
 
 def seed_dropout(seed: int, batch: Batch) -> None:

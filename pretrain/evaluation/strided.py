@@ -10,26 +10,31 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pretrain.corpus import Batch, StridedWindows, TokenStream, stack_windows
+from pretrain.corpus import Batch, StridedWindows, TokenStream, Windows, stack_windows
+from pretrain.corpus.windows import IGNORED
+from pretrain.tasks.causal_lm import TaskOutput
 
 POSITION_BUCKETS = 16
 
-Score = Callable[[Batch], Tensor]
-"""A model in evaluation mode: batch -> nats per target (b, N), 0 where it is ignored (-100). Indices mean nothing."""
+Score = Callable[[Batch], TaskOutput]
+"""A task in evaluation mode. The batch's indices mean nothing."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What one pass over a stream adds up to. Both tensors are sums: all-reduced in place, they join the ranks."""
+    """What one pass over windows adds up to. All tensors are sums: all-reduced in place, they join the ranks."""
 
     nll: Tensor
     """Nats, (POSITION_BUCKETS,) float64, by where in the window the scoring latent is, first to last."""
     counts: Tensor
     """Tokens scored, float64, by the same buckets."""
+    correct: Tensor
+    """Of these, float64, those that the model held likeliest."""
     seconds: float
     tokens_per_byte: float
     """Of the whole split: turns nats per token into bits per byte."""
@@ -46,6 +51,11 @@ class EvaluationResult:
     def loss(self) -> float:
         """Nats per token."""
         return self.nll_sum / self.tokens
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the tokens that the model held likeliest."""
+        return float(self.correct.sum()) / self.tokens
 
     @property
     def perplexity(self) -> float:
@@ -74,45 +84,60 @@ def evaluate_stream(
     context: int,
     latents: int,
     stride: int,
+    segments: bool = False,
+    **options: Any,
+) -> EvaluationResult:
+    """Score every token of `stream` but the first; `options` as `evaluate_windows` takes them.
+
+    A window of `context` tokens scores the last `stride` of its `latents`. `segments` keeps what a token can read
+    within its document.
+
+    Raises InputError where the stream is too short or its files are damaged.
+    """
+    windows = StridedWindows(stream, context=context, latents=latents, stride=stride, segments=segments)
+    return evaluate_windows(score, windows, **options)
+
+
+def evaluate_windows(
+    score: Score,
+    windows: Windows,
+    *,
     batch: int,
     tokens_per_byte: float,
     device: torch.device,
-    segments: bool = False,
     reach: int | None = None,
     max_windows: int | None = None,
     rank: int = 0,
     world_size: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> EvaluationResult:
-    """Score every token of `stream` but the first, or `max_windows` windows spread evenly, `batch` windows at a time.
+    """Score the targets of all windows, or of `max_windows` spread evenly, `batch` windows at a time.
 
-    A window of `context` tokens scores the last `stride` of its `latents`. `reach` leaves only the last so many tokens
-    of the prefix in the input (None: all of it); the latents, and so the tokens scored, stay the same. `segments` keeps
-    what a token can read within its document. This rank takes
-    every `world_size`-th window and calls `score` as often as every other rank, so that `score` may be collective.
-    `progress` is told of every batch how many windows it had.
+    `reach` leaves only the last so many tokens of the prefix in the input (None: all of it); the latents, and so the
+    tokens scored, stay the same. This rank takes every `world_size`-th window and calls `score` as often as every other
+    rank, so that `score` may be collective. `progress` is told of every batch how many windows it had.
 
-    Raises InputError where the stream is too short or its files are damaged.
+    Raises InputError where their files are damaged.
     """
-    dataset = StridedWindows(stream, context=context, latents=latents, stride=stride, segments=segments)
-    windows = spread_evenly(len(dataset), max_windows)
-    mine = windows[rank::world_size]
-    buckets = torch.arange(latents) * POSITION_BUCKETS // latents
-    nll = torch.zeros(POSITION_BUCKETS, dtype=torch.float64)
-    counts = torch.zeros(POSITION_BUCKETS, dtype=torch.float64)
+    scored = spread_evenly(len(windows), max_windows)
+    mine = scored[rank::world_size]
+    buckets = torch.arange(windows.latents) * POSITION_BUCKETS // windows.latents
+    nll, counts, correct = (torch.zeros(POSITION_BUCKETS, dtype=torch.float64) for _ in range(3))
     started = time.perf_counter()
-    for start in range(0, math.ceil(len(windows) / world_size), batch):
+    for start in range(0, math.ceil(len(scored) / world_size), batch):
         numbers = mine[start : start + batch]
         # A rank that has run out of windows goes through the motions with one that counts for nothing.
-        inputs = _batch(dataset, numbers or windows[:1], reach, device)
+        inputs = _batch(windows, numbers or scored[:1], reach, device)
         with torch.no_grad():
-            losses = score(inputs)
+            output = score(inputs)
         if numbers:
-            nll.index_add_(0, buckets, losses.double().sum(0).cpu())
-            counts.index_add_(0, buckets, (inputs.targets != -100).double().sum(0).cpu())
+            right = output.correct
+            assert right is not None  # no gradients are computed
+            for sums, of_targets in ((nll, output.nll), (counts, inputs.targets != IGNORED), (correct, right)):
+                sums.index_add_(0, buckets, of_targets.double().sum(0).cpu())
         if progress is not None:
             progress(len(numbers))
-    return EvaluationResult(nll, counts, time.perf_counter() - started, tokens_per_byte)
+    return EvaluationResult(nll, counts, correct, time.perf_counter() - started, tokens_per_byte)
 
 
 def perplexity(loss: float) -> float:
@@ -127,10 +152,10 @@ def spread_evenly(windows: int, limit: int | None) -> list[int]:
     return [(2 * i + 1) * windows // (2 * limit) for i in range(limit)]
 
 
-def _batch(dataset: StridedWindows, numbers: Sequence[int], reach: int | None, device: torch.device) -> Batch:
+def _batch(windows: Windows, numbers: Sequence[int], reach: int | None, device: torch.device) -> Batch:
     """The windows with their prefixes cut on the left to `reach` tokens."""
-    input_ids, targets, valid, segments = stack_windows([dataset.window(number) for number in numbers])
-    start = 0 if reach is None else max(0, dataset.context - dataset.latents - reach)
+    input_ids, targets, valid, segments = stack_windows([windows.window(number) for number in numbers])
+    start = 0 if reach is None else max(0, windows.context - windows.latents - reach)
     return Batch(
         input_ids[:, start:],
         targets,

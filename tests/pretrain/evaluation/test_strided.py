@@ -14,7 +14,7 @@ from pretrain.corpus import Batch, TokenStream
 from pretrain.corpus.manifest import SplitEntry
 from pretrain.corpus.writing.shards import ShardWriter
 from pretrain.evaluation import EvaluationResult, evaluate_stream, spread_evenly
-from pretrain.tasks.causal_lm import CausalLM
+from pretrain.tasks.causal_lm import CausalLM, TaskOutput
 
 CONTEXT, LATENTS, PREFIX = 20, 8, 12
 TOKENS = 101
@@ -51,13 +51,12 @@ def model() -> PerceiverAR:
 
 
 @pytest.fixture(scope="module")
-def score(model: PerceiverAR) -> Callable[..., Tensor]:
-    task = CausalLM(model, seed=0).eval()
-    return lambda batch: task(batch).nll
+def score(model: PerceiverAR) -> CausalLM:
+    return CausalLM(model, seed=0).eval()
 
 
 @pytest.fixture
-def evaluate(score: Callable[..., Tensor], stream: TokenStream) -> Evaluate:
+def evaluate(score: CausalLM, stream: TokenStream) -> Evaluate:
     def evaluate(**options: object) -> EvaluationResult:
         defaults = dict(
             context=CONTEXT, latents=LATENTS, stride=LATENTS, batch=4, tokens_per_byte=1.0, device=torch.device("cpu")
@@ -95,7 +94,7 @@ def test_every_token_is_scored_once_as_its_window_alone_scores_it(
 
 
 def test_with_segments_every_document_is_scored_as_if_it_were_alone(
-    model: PerceiverAR, score: Callable[..., Tensor], tokens: np.ndarray, tmp_path: Path
+    model: PerceiverAR, score: CausalLM, tokens: np.ndarray, tmp_path: Path
 ) -> None:
     ends = [1, 30, 33, 34, 70, TOKENS]
     writer = ShardWriter(tmp_path, "validation", "uint16", shard_tokens=40)
@@ -131,13 +130,13 @@ def test_results_do_not_depend_on_the_batch_size(evaluate: Evaluate, batch: int)
 
 @pytest.mark.parametrize("world_size", [2, 3, 16])
 def test_ranks_add_up_and_call_the_model_equally_often(
-    score: Callable[..., Tensor], stream: TokenStream, evaluate: Evaluate, world_size: int
+    score: CausalLM, stream: TokenStream, evaluate: Evaluate, world_size: int
 ) -> None:
     calls = [0] * world_size
     results = []
     for rank in range(world_size):
 
-        def counting(batch: Batch, rank: int = rank) -> Tensor:
+        def counting(batch: Batch, rank: int = rank) -> TaskOutput:
             calls[rank] += 1
             return score(batch)
 
@@ -166,7 +165,8 @@ def test_numbers_follow_from_the_sums() -> None:
     nll, counts = torch.zeros(16, dtype=torch.float64), torch.zeros(16, dtype=torch.float64)
     nll[3], counts[3] = 6 * math.log(2), 3
     nll[5], counts[5] = 2 * math.log(2), 1
-    result = EvaluationResult(nll, counts, seconds=2.0, tokens_per_byte=0.25)
+    result = EvaluationResult(nll, counts, counts / 2, seconds=2.0, tokens_per_byte=0.25)
+    assert result.accuracy == 0.5
     assert (result.tokens, result.tokens_per_second) == (4, 2.0)
     assert result.loss == pytest.approx(2 * math.log(2))
     assert result.perplexity == pytest.approx(4)
@@ -181,6 +181,20 @@ def test_loss_by_position_tells_latents_apart(evaluate: Evaluate) -> None:
     # 8 latents fill every second bucket; the last two are scored, and the first window has no others.
     assert scored == [12, 14]
     assert result.counts[[12, 14]].tolist() == [50, 50]
+
+
+def test_accuracy_counts_the_tokens_that_are_likeliest(
+    model: PerceiverAR, tokens: np.ndarray, evaluate: Evaluate
+) -> None:
+    right = 0
+    for last in [*range(LATENTS, TOKENS - 1, LATENTS), TOKENS - 1]:
+        start, latents_start = max(0, last - CONTEXT), max(0, last - LATENTS)
+        with torch.no_grad():
+            likeliest = model(torch.from_numpy(tokens[start:last])[None], latents_start - start).logits[0].argmax(-1)
+        first = (last - 1) // LATENTS * LATENTS + 1
+        right += int((likeliest.numpy()[first - 1 - latents_start :] == tokens[first : last + 1]).sum())
+    assert 0 < right < TOKENS - 1
+    assert evaluate().accuracy == pytest.approx(right / (TOKENS - 1))
 
 
 def test_samples_are_spread_over_the_split() -> None:

@@ -1,0 +1,72 @@
+"""The tasks a model can be set: those of this package by name, all others from lm-eval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from pretrain.console import Measure, show_progress
+from pretrain.evaluation.choosing import text_tokenizer
+from pretrain.evaluation.copy_task import run_copy
+from pretrain.evaluation.passkey import DEPTHS, TRIALS, filler_by_length, passkey_accuracy
+from pretrain.evaluation.tables import passkey_table, task_table
+from pretrain.exported_model import ExportedModel
+from pretrain.trained_model import TrainedModel
+
+PASSKEY, COPY = "passkey", "copy"
+
+Metrics = dict[str, float]
+
+
+def run_tasks(
+    model: TrainedModel | ExportedModel,
+    tasks: Sequence[str],
+    console: Console,
+    *,
+    device: torch.device,
+    batch: int,
+    include_path: Path | None,
+    limit: int | None,
+) -> dict[str, Metrics]:
+    """Run the tasks and print their tables; returns their metrics by name.
+
+    `include_path` is a folder of lm-eval's task files, `limit` the number of examples of a task: of "passkey", for each
+    length and depth; of "copy", sequences.
+
+    Raises `InputError` where there is no such task, or the model cannot do it.
+    """
+    results: dict[str, Metrics] = {}
+    if PASSKEY in tasks:
+        results[PASSKEY] = _passkey(model, console, device, limit or TRIALS, batch)
+    if COPY in tasks:
+        results[COPY] = run_copy(model, console, device=device, batch=batch, limit=limit)
+        console.print(task_table(COPY, results[COPY]))
+    if others := [task for task in tasks if task not in (PASSKEY, COPY)]:
+        from pretrain.evaluation.harness import run_harness
+
+        of_others = run_harness(model, others, include_path=include_path, limit=limit, batch=batch, device=device)
+        for name, metrics in of_others.items():
+            console.print(task_table(name, metrics))
+        results |= of_others
+    return results
+
+
+def _passkey(
+    model: TrainedModel | ExportedModel, console: Console, device: torch.device, trials: int, batch: int
+) -> Metrics:
+    tokenizer = text_tokenizer(model)
+    filler = filler_by_length(tokenizer, model.architecture.max_seq_len)
+    reader = model.model().to(device, model.dtype)
+    examples = trials * len(DEPTHS) * len(filler)
+    with show_progress(console, "passkeys", examples, Measure("texts", 1)) as advance:
+        accuracy = passkey_accuracy(reader, tokenizer, device, filler, trials=trials, batch=batch, progress=advance)
+    console.print(passkey_table(accuracy))
+    cells = {
+        f"accuracy, {length} tokens, {depth:.0%} deep": share
+        for length, of_length in accuracy.items()
+        for depth, share in of_length.items()
+    }
+    return {"accuracy": sum(cells.values()) / len(cells), **cells}

@@ -1,0 +1,207 @@
+"""Tasks of lm-eval, on files of this folder: what they tell must follow from the model alone, row by row."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perceiver_ar.models.perceiver_ar import PerceiverAR
+from pretrain.corpus.tokenizers import ByteTokenizer
+from pretrain.errors import InputError
+from pretrain.evaluate import main as evaluate_main
+from pretrain.evaluation.harness import run_harness
+from pretrain.trained_model import TrainedModel
+from tests.pretrain.stored_run import store_run, weights_of
+
+ROOT = Path(__file__).parents[3]
+CONTEXT, LATENTS = 64, 16
+QUESTIONS = [
+    # A choice longer than the latents, questions longer than the context, and every length between.
+    {"question": "ab" * (9 * i + 1), "choices": ["x", "yz" * 5, "an answer of more than sixteen bytes"], "gold": i % 3}
+    for i in range(6)
+]
+TEXTS = [
+    {"text": "The quick brown fox jumps over the lazy dog. " * 5},
+    {"text": "short"},
+    {"text": "Grüße, " * 7},
+]
+PROMPTS = [{"prompt": "once upon a time " * (3 * i + 1), "answer": ""} for i in range(3)]
+GENERATED = 8
+"""Half of the latents: what `generate` has free when it begins."""
+TASKS = {
+    "choosing": """
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: gold
+target_delimiter: ""
+metric_list: [{metric: acc}]
+""",
+    "rolling": """
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: bits_per_byte}, {metric: word_perplexity}]
+""",
+    "writing": f"""
+output_type: generate_until
+doc_to_text: "{{{{prompt}}}}"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["STOP"], max_gen_toks: {GENERATED}, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+""",
+}
+EXAMPLES = {"choosing": QUESTIONS, "rolling": TEXTS, "writing": PROMPTS}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
+    folder = tmp_path_factory.mktemp("run") / "run"
+    folder.mkdir()
+    store_run(folder, {"corpus": str(corpus)}, init_scale=0.3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(run_dir: Path) -> PerceiverAR:
+    return weights_of(run_dir, 20)
+
+
+@pytest.fixture(scope="module")
+def answers(model: PerceiverAR) -> list[str]:
+    """What greedy decoding without a cache writes behind each prompt, which leaves the answer room in the context."""
+    return [greedily(model, example["prompt"]) for example in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory, answers: list[str]) -> Path:
+    """A folder of tasks; two of the three answers are expected, one is cut at a string that ends it."""
+    folder = tmp_path_factory.mktemp("tasks")
+    stop = answers[2][3:5]
+    PROMPTS[0]["answer"], PROMPTS[1]["answer"] = _cut(answers[0], stop), "something else"
+    PROMPTS[2]["answer"] = _cut(answers[2], stop)
+    for name, description in TASKS.items():
+        data = folder / f"{name}.jsonl"
+        data.write_text("\n".join(map(json.dumps, EXAMPLES[name])))
+        origin = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}}
+        head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in (origin | {"test_split": "test"}).items())
+        (folder / f"{name}.yaml").write_text(head + description.replace('"STOP"', json.dumps(stop)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, run_dir: Path, tasks: Path) -> tuple[dict[str, Any], str]:
+    """Metrics of the three tasks as evaluation.json has them, and what was printed."""
+    home = str(tmp_path_factory.mktemp("home"))
+    offline = {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    command = [sys.executable, "pretrain/evaluate.py", "--checkpoint", str(run_dir), "--tasks", ",".join(TASKS)]
+    command += ["--include-path", str(tasks), "--batch", "3"]
+    found = subprocess.run(command, cwd=ROOT, env=os.environ | offline, capture_output=True, text=True, timeout=280)
+    assert found.returncode == 0, found.stderr
+    return json.loads((run_dir / "evaluation.json").read_text())["tasks"], found.stdout
+
+
+def nats(model: PerceiverAR, context: str, continuation: str) -> float:
+    """Of the continuation, from the logits of one unpadded window after another."""
+    tokenizer = ByteTokenizer()
+    ids = [*(tokenizer.encode(context).tolist() or [tokenizer.end_id]), *tokenizer.encode(continuation).tolist()]
+    first = len(ids) - len(continuation.encode())
+    total = 0.0
+    while first < len(ids):
+        stop = min(first + LATENTS, len(ids))
+        window = torch.tensor([ids[max(0, stop - 1 - CONTEXT) : stop - 1]])
+        with torch.no_grad():
+            log_p = model(window, max(0, window.shape[1] - LATENTS)).logits[0].log_softmax(-1)
+        total -= sum(float(log_p[target - stop, ids[target]]) for target in range(first, stop))
+        first = stop
+    return total
+
+
+def greedily(model: PerceiverAR, prompt: str) -> str:
+    tokenizer = ByteTokenizer()
+    ids = [tokenizer.end_id, *tokenizer.encode(prompt).tolist()][-(CONTEXT - GENERATED) :]
+    prefix = max(0, len(ids) - LATENTS // 2)
+    for _ in range(GENERATED):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]), prefix).logits[0, -1].argmax()))
+    return tokenizer.decode(ids[-GENERATED:])
+
+
+def _cut(text: str, stop: str) -> str:
+    return text.split(stop)[0]
+
+
+def test_choices_are_those_of_the_highest_likelihood(results: tuple[dict[str, Any], str], model: PerceiverAR) -> None:
+    chosen = [
+        min(range(3), key=lambda i: nats(model, question["question"], question["choices"][i])) for question in QUESTIONS
+    ]
+    right = [choice == question["gold"] for choice, question in zip(chosen, QUESTIONS, strict=True)]
+    assert results[0]["choosing"]["acc"] == pytest.approx(sum(right) / len(right))
+    assert 0 < sum(right) < len(right)
+
+
+def test_rolling_likelihood_is_that_of_windows_of_all_latents_behind_all_the_text(
+    results: tuple[dict[str, Any], str], model: PerceiverAR
+) -> None:
+    total = sum(nats(model, "", example["text"]) for example in TEXTS)
+    size = sum(len(example["text"].encode()) for example in TEXTS)
+    assert results[0]["rolling"]["bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
+
+
+def test_answers_are_greedy_and_end_at_the_strings_that_end_them(
+    results: tuple[dict[str, Any], str], answers: list[str]
+) -> None:
+    expected = [example["answer"] for example in PROMPTS]
+    assert expected[2] != answers[2]
+    assert results[0]["writing"]["exact_match"] == pytest.approx(2 / 3)
+
+
+def test_results_are_printed(results: tuple[dict[str, Any], str]) -> None:
+    assert all(word in results[1] for word in ("choosing", "acc", "bits_per_byte", "exact_match"))
+
+
+def test_rolling_equals_the_evaluation_of_the_same_text(run_dir: Path, model: PerceiverAR, tmp_path: Path) -> None:
+    from lm_eval.api.instance import Instance
+
+    from pretrain.evaluation.harness_model import HarnessModel
+
+    text, out = tmp_path / "text.txt", tmp_path / "evaluation.json"
+    content = TEXTS[0]["text"][: 14 * LATENTS]  # whole windows: only the end token behind it makes one more
+    text.write_text(content)
+    harness = HarnessModel(TrainedModel.find(run_dir), 2, torch.device("cpu"))
+    [likelihood] = harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (content,), 0)])
+    evaluate = ["--checkpoint", str(run_dir), "--data", str(text), "--reach", "", "--out", str(out)]
+    assert evaluate_main(evaluate) == 0
+    [of_text] = json.loads(out.read_text())["corpora"].values()
+    expected = of_text["loss"] * of_text["tokens"] - end_token_nats(model, content)
+    assert -likelihood == pytest.approx(expected, rel=1e-5)
+
+
+def end_token_nats(model: PerceiverAR, text: str) -> float:
+    tokenizer = ByteTokenizer()
+    ids = torch.tensor([[tokenizer.end_id, *tokenizer.encode(text).tolist()][-CONTEXT:]])
+    with torch.no_grad():
+        return -float(model(ids, CONTEXT - LATENTS).logits[0, -1].log_softmax(-1)[tokenizer.end_id])
+
+
+def test_a_harness_that_is_not_installed_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(InputError, match=r"--tasks: lambada need lm-eval .*pip install .\[eval\]"):
+        _run(run_dir, "lambada", None)
+
+
+@pytest.mark.slow
+def test_unknown_tasks_are_named(run_dir: Path, tasks: Path) -> None:
+    with pytest.raises(InputError, match="--tasks: lm-eval has no task chosing"):
+        _run(run_dir, "chosing", tasks)
+
+
+def _run(run_dir: Path, task: str, include_path: Path | None) -> None:
+    model = TrainedModel.find(run_dir)
+    run_harness(model, [task], include_path=include_path, limit=None, batch=1, device=torch.device("cpu"))
