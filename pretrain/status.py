@@ -27,6 +27,7 @@ from rich.text import Text
 from pretrain.command_line import ArgumentParser
 from pretrain.config import load_config
 from pretrain.errors import DONE, FAILED, STOPPED, InputError, Unavailable, run_command
+from pretrain.hub.record import exported_steps, read_uploads
 from pretrain.metrics import Record, read_records
 from pretrain.outcome import OUTCOME_FILE, Outcome, read_outcome
 from pretrain.preflight import CONFIG_FILE
@@ -53,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
         *_outcome_rows(outcome),
         *_progress_rows(run_dir, outcome),
         *_checkpoint_rows(run_dir, arguments.verify),
+        *_hub_rows(run_dir),
     ):
         table.add_row(name, Text(value, overflow="fold"))
     Console(width=None if sys.stdout.isatty() else 200).print(table, highlight=False)
@@ -157,6 +159,16 @@ def _checkpoint_rows(run_dir: Path, verify: bool) -> Iterator[tuple[str, str]]:
         name = ""
     if name:
         yield name, "none"
+
+
+def _hub_rows(run_dir: Path) -> Iterator[tuple[str, str]]:
+    uploads, waiting = read_uploads(run_dir), exported_steps(run_dir)
+    if uploads:
+        last = uploads[-1]
+        yield "hub", f"{last.revision} of {last.repo}, {_local(last.at)}, {last.url}"
+    if waiting:
+        steps = ", ".join(f"step-{step}" for step in waiting)
+        yield "" if uploads else "hub", f"{steps} wait{'s' if len(waiting) == 1 else ''} to be uploaded"
 
 
 def _local(moment: str | float) -> str:

@@ -124,8 +124,10 @@ def run(config: RunConfig, is_first_rank: bool) -> NoReturn:
 
 def take_part(config: RunConfig, stop: StopRequest, is_first_rank: bool) -> tuple[int, str]:
     """Exit code, and why the run did not come to its end."""
+    from pretrain.hub.process import start_uploads
     from pretrain.loop import train
 
+    uploads = start_uploads(config) if is_first_rank else None
     try:
         code = train(config, stop)
     except TrainingAborted as error:
@@ -133,6 +135,8 @@ def take_part(config: RunConfig, stop: StopRequest, is_first_rank: bool) -> tupl
         if is_first_rank:
             print(f"error: {message}", file=sys.stderr)
         return ABORTED, message
+    if uploads is not None and code == DONE:
+        uploads.finish(stop)
     return code, (stop.reason or "another rank was asked to stop") if code == STOPPED else ""
 
 
