@@ -27,8 +27,7 @@ from pretrain.corpus import (
     MixturePart,
     SampleSequence,
     ShardCache,
-    Windows,
-    make_windows,
+    StridedWindows,
     open_corpus,
 )
 from pretrain.corpus.manifest import FORMAT, VERSION, Manifest, SplitEntry, write_manifest
@@ -99,11 +98,12 @@ def write_rows(folder: Path, tokens: np.ndarray) -> None:
         stream.write_table(table, max_chunksize=256)
 
 
-def windows_of(corpus: Corpus, segments: bool = False) -> Windows:
-    return make_windows("strided", corpus.split("train"), context=CONTEXT, latents=LATENTS, key=0, segments=segments)
+def windows_of(corpus: Corpus, segments: bool = False) -> StridedWindows:
+    stream = corpus.split("train")
+    return StridedWindows(stream, context=CONTEXT, latents=LATENTS, stride=LATENTS, segments=segments)
 
 
-def sequence_of(windows: Windows, parts: int = 1, batch: int = BATCH) -> SampleSequence:
+def sequence_of(windows: StridedWindows, parts: int = 1, batch: int = BATCH) -> SampleSequence:
     """One corpus, or a mixture of it with itself."""
     mixed = [MixturePart(str(i), windows, FINGERPRINT, ((0, 1.0 + i),)) for i in range(parts)]
     return SampleSequence(mixed, seed=0, global_batch=batch)

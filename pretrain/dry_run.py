@@ -93,11 +93,12 @@ def _run_rows(config: RunConfig, ranks: int) -> Iterable[Sequence[str]]:
 
 
 def _data_rows(config: RunConfig) -> Iterable[Sequence[str]]:
-    samples = PreparedData(config).samples
+    data = PreparedData(config)
+    samples = data.samples
     drawn = config.train.steps * config.train.global_batch
     epochs = samples.epochs(drawn)
     for part, count in zip(samples.parts, samples.drawn(drawn), strict=True):
-        counts = len(part.windows.stream), len(part.windows), int(count)
+        counts = data.corpora[part.name].manifest.splits["train"].tokens, len(part.windows), int(count)
         yield part.name, *(f"{value:,}" for value in counts), f"{epochs[part.name]:.2f}"
 
 

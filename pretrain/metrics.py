@@ -123,6 +123,7 @@ def console_line(record: Record, steps: int, eta: float | None = None) -> str:
         fields.append(f"validation loss {_number(record['loss'], '.4f')}")
         fields.append(f"{_number(record['bits_per_byte'], '.4f')} bits/byte")
         fields.append(f"perplexity {_number(record['perplexity'], '.4g')}")
+        fields.append(f"accuracy {_number(record['accuracy'], '.2%')}")
     elif record["kind"] == "skipped":
         first, last = record["samples"]
         fields.append(f"skipped: {record['problem']}")

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from pretrain.config import RunConfig, load_config
+from pretrain.config import CONFIG_FILE, RunConfig, load_config
 from pretrain.corpus import Windows
 from pretrain.corpus.direct.config import StreamConfig
 from pretrain.corpus.samples import rows_of_rank
@@ -21,9 +21,7 @@ from pretrain.corpus.tokenizers import load_tokenizer
 from pretrain.data import PreparedData, corpus_locations
 from pretrain.distributed.attempt import WORKER
 from pretrain.errors import InputError, Unavailable
-
-CONFIG_FILE = "config.yaml"
-"""In the run folder: the resolved configuration the run was started with."""
+from pretrain.initial_model import InitialModel, open_initial_model
 
 MAY_CHANGE = (
     "run.dir",
@@ -44,6 +42,7 @@ MAY_CHANGE = (
     "stability",
     "watchdog",
     "logging",
+    "hub",
 )
 """Fields, with all below them, that a run may go on with other values of: they do not decide what it computes."""
 
@@ -58,6 +57,7 @@ def check_run(config: RunConfig, world_size: int) -> None:
     problems = [
         *_batch_problems(config, world_size),
         *_data_problems(config, world_size),
+        *_initial_model_problems(config),
         *_folder_problems(config),
     ]
     if problems:
@@ -85,8 +85,10 @@ def _data_problems(config: RunConfig, world_size: int) -> Iterator[str]:
     for part in data.samples.parts:
         field, location = corpus_locations(config)[part.name]
         manifest = data.corpora[part.name].manifest
-        yield from _tokenizer_problems(config, manifest.tokenizer, manifest.vocab_size, location)
-        yield from _size_problems(config, field, location, part.windows)
+        yield from _tokenizer_problems(
+            config, manifest.tokenizer, manifest.tokenizer_hash, manifest.vocab_size, location
+        )
+        yield from _size_problems(config, field, location, manifest.splits["train"].tokens, part.windows)
     yield from _mixture_problems(config, data)
 
 
@@ -100,14 +102,25 @@ def _stream_problems(config: RunConfig, stream: StreamConfig, world_size: int) -
     except InputError as error:
         yield f"data.stream.{error}"
     else:
-        yield from _tokenizer_problems(config, tokenizer.name, tokenizer.vocab_size, stream.dataset)
+        yield from _tokenizer_problems(config, tokenizer.name, tokenizer.hash, tokenizer.vocab_size, stream.dataset)
 
 
-def _size_problems(config: RunConfig, field: str, location: str, windows: Windows) -> Iterator[str]:
+def _initial_model_problems(config: RunConfig) -> Iterator[str]:
+    if (initial := _initial_model(config)) is not None:
+        yield from initial.misfits(config.model.architecture)
+
+
+def _initial_model(config: RunConfig) -> InitialModel | None:
+    """What a run starts from that has not begun."""
+    name = config.model.init_from
+    return None if name is None or _has_begun(config.run.dir) else open_initial_model(name)
+
+
+def _size_problems(config: RunConfig, field: str, location: str, tokens: int, windows: Windows) -> Iterator[str]:
     model = config.model
-    if config.data.windows != "crop" and len(windows.stream) <= model.max_seq_len:
+    if config.data.windows != "crop" and tokens <= model.max_seq_len:
         yield (
-            f"{field}: the train split of {location} has {len(windows.stream)} tokens, one window needs "
+            f"{field}: the train split of {location} has {tokens} tokens, one window needs "
             f"model.max_seq_len + 1 = {model.max_seq_len + 1}: add text, or lower model.max_seq_len"
         )
     elif config.data.mixture is None and len(windows) < config.train.global_batch:
@@ -117,7 +130,9 @@ def _size_problems(config: RunConfig, field: str, location: str, windows: Window
         )
 
 
-def _tokenizer_problems(config: RunConfig, tokenizer: str, vocab_size: int, origin: str) -> Iterator[str]:
+def _tokenizer_problems(
+    config: RunConfig, tokenizer: str, tokenizer_hash: str, vocab_size: int, origin: str
+) -> Iterator[str]:
     if config.data.tokenizer not in (None, tokenizer):
         yield (
             f"data.tokenizer: is {config.data.tokenizer}, but the tokens of {origin} are those of {tokenizer}: "
@@ -127,6 +142,12 @@ def _tokenizer_problems(config: RunConfig, tokenizer: str, vocab_size: int, orig
         yield (
             f"model.vocab_size: {config.model.vocab_size} is too small for the tokens of {origin}, "
             f"it must be at least {vocab_size}"
+        )
+    initial = _initial_model(config)
+    if initial is not None and initial.tokenizer_hash not in (None, tokenizer_hash):
+        yield (
+            f"model.init_from: {initial.name} was trained on tokens of {initial.tokenizer}, those of {origin} are of "
+            f"{tokenizer} ({tokenizer_hash}, not {initial.tokenizer_hash}): prepare the data with the model's tokenizer"
         )
 
 

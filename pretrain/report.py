@@ -113,7 +113,7 @@ def _final_numbers(records: list[Record], evaluation: dict[str, Any] | None) -> 
         yield "skipped steps", f"{last['train']['skipped_steps']:,}"
     if "validation" in last:
         yield "validation loss in training, bits per byte", _number(last["validation"]["bits_per_byte"])
-    if evaluation:
+    if evaluation and evaluation["corpora"]:
         yield (
             f"{evaluation['split']} loss, {evaluation['tokens']:,} tokens, bits per byte",
             _number(evaluation["bits_per_byte"]),
@@ -123,6 +123,9 @@ def _final_numbers(records: list[Record], evaluation: dict[str, Any] | None) -> 
         yield f"{corpus}, bits per byte", _number(of_corpus["bits_per_byte"])
         for name, value in _baselines(of_corpus).items():
             yield f"{corpus}, {name}, bits per byte", _number(value)
+    for task, metrics in (evaluation or {}).get("tasks", {}).items():
+        for name, value in metrics.items():
+            yield f"{task}, {name}", _number(value)
 
 
 def _evaluated_corpora(evaluation: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,7 @@ from pretrain.checkpoint import CheckpointReader
 from pretrain.config import RunConfig
 from pretrain.distributed import Ranks, RanksError
 from pretrain.engine import Engine, accumulation_steps
+from pretrain.initial_model import open_initial_model
 from pretrain.progress import Progress
 from pretrain.tasks.causal_lm import CausalLM
 
@@ -22,15 +23,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_task(config: RunConfig, checkpoint: Path | None) -> CausalLM:
-    """The model on the CPU in fp32: new from the run's seed, or with a checkpoint's weights.
+    """The model on the CPU in fp32: with a checkpoint's weights, else those of `model.init_from` or of the run's seed.
 
-    Raises RanksError where these are another model's.
+    Raises RanksError where these are another model's, or damaged.
     """
     use_backend(config.train.attention)
     torch.manual_seed(config.run.seed)
-    model = PerceiverAR(config.model)
+    model = PerceiverAR(config.model.architecture)
     if checkpoint is not None:
         _load_weights(model, checkpoint)
+    elif config.model.init_from is not None:
+        _load_initial_weights(model, config.model.init_from)
     model.activation_checkpointing = config.train.activation_checkpointing
     return CausalLM(model, config.run.seed)
 
@@ -42,6 +45,13 @@ def _load_weights(model: PerceiverAR, checkpoint: Path) -> None:
     # One after another: all ranks of a node do this at once, so that a second copy of the model counts.
     for name, weight in weights.items():
         weight.data.copy_(reader.whole("weight", name))
+
+
+def _load_initial_weights(model: PerceiverAR, name: str) -> None:
+    try:
+        model.load_state_dict(open_initial_model(name).weights())
+    except (OSError, ValueError) as error:
+        raise RanksError(f"model.init_from: {error}") from error
 
 
 def _check_shapes(saved: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]], checkpoint: Path) -> None:
@@ -63,7 +73,8 @@ def banner(config: RunConfig, ranks: Ranks, engine: Engine, progress: Progress, 
     device = torch.cuda.get_device_name(ranks.device) if cuda else f"{torch.get_num_threads()} CPU threads"
     accumulation = accumulation_steps(config, ranks.size)
     tokens_per_step = train.global_batch * model.max_latents
-    start = "from scratch" if checkpoint is None else f"from step {progress.step}, {checkpoint}"
+    begin = "from scratch" if model.init_from is None else f"from the weights of {model.init_from}"
+    start = begin if checkpoint is None else f"from step {progress.step}, {checkpoint}"
     return "\n".join(
         (
             f"run             {config.run.dir}, {start}",

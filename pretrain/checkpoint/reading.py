@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from perceiver_ar.models.perceiver_ar import PerceiverARConfig
+from perceiver_ar.models.config import PerceiverARConfig
 from pretrain.checkpoint.layout import FORMAT, MANIFEST, STATE, Kind
+from pretrain.config import ModelSection
 from pretrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def load_weights(checkpoint: Path) -> tuple[PerceiverARConfig, dict[str, Tensor]
     """The model's configuration and fp32 weights by their names in its state dict."""
     reader = CheckpointReader(checkpoint)
     weights = {name: reader.whole("weight", name) for name in reader.state["shapes"]}
-    return PerceiverARConfig(**reader.state["config"]["model"]), weights
+    return ModelSection(**reader.state["config"]["model"]).architecture, weights
 
 
 def restore_checkpoint(checkpoint: Path, engine: Engine) -> None:

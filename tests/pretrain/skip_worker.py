@@ -17,7 +17,7 @@ from pretrain.corpus import Batch
 from pretrain.distributed import Ranks, join, leave
 from pretrain.engine import Engine, Judge, Update
 from pretrain.stability import not_finite
-from pretrain.tasks.causal_lm import CausalLM, TaskOutput
+from pretrain.tasks.causal_lm import CausalLM
 from pretrain.training_step import count_targets, skipped_record, train_step
 
 ACCUMULATION = 2
@@ -47,8 +47,8 @@ SPOILT = {
     "embedding": spoil_output(lambda task: task.model.embed, lambda output: output * math.nan),
     "layer": spoil_output(lambda task: task.model.self_attention[0].mlp, lambda output: output * math.inf),
     "gradient": spoil_output(lambda task: task.model.self_attention[0].mlp, spoil_gradient),
-    "loss": spoil_output(lambda task: task, lambda output: TaskOutput(output.loss_sum * math.nan, output.nll)),
-    "reported loss": spoil_output(lambda task: task, lambda output: TaskOutput(output.loss_sum, output.nll * math.nan)),
+    "loss": spoil_output(lambda task: task, lambda output: output._replace(loss_sum=output.loss_sum * math.nan)),
+    "reported loss": spoil_output(lambda task: task, lambda output: output._replace(nll=output.nll * math.nan)),
 }
 
 

@@ -132,7 +132,7 @@ def test_export_and_generation_of_a_mixture(mixed_run: Path, tmp_path: Path, cap
     assert "**words**" in card and "**digits**" in card
     capsys.readouterr()
     for model in (tmp_path / "out", mixed_run):
-        arguments = ["--model", str(model), "--prompt", "12 ", "--max-new-tokens", "5", "--greedy"]
+        arguments = ["--checkpoint", str(model), "--prompt", "12 ", "--max-new-tokens", "5", "--greedy"]
         assert generate.main(arguments) == 0
     first, second = capsys.readouterr().out.splitlines()[:2]
     assert first == second and first.startswith("12 ")

@@ -6,8 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from perceiver_ar.models.config import PerceiverARConfig
-from pretrain.config import RunConfig, load_config
+from pretrain.config import ModelSection, RunConfig, load_config
 from pretrain.errors import Unavailable
 from pretrain.metrics import MetricsLog, console_line, read_records
 
@@ -32,6 +31,7 @@ VALIDATION = {
     "step": 3,
     "trained_tokens": 300,
     "loss": 2.25,
+    "accuracy": 0.4321,
     "perplexity": 9.49,
     "bits_per_byte": 3.25,
     "seconds": 9.75,
@@ -41,7 +41,7 @@ VALIDATION = {
 def run_config(folder, **logging):
     return RunConfig(
         run={"dir": folder},
-        model=PerceiverARConfig(vocab_size=262),
+        model=ModelSection(vocab_size=262),
         data={"corpus": str(folder / "corpus")},
         train={"steps": 1000, "global_batch": 4, "micro_batch": 2},
         logging=logging,
@@ -248,7 +248,7 @@ def test_console_lines():
         "2 skipped",
     ]
     assert console_line(VALIDATION, 1000) == (
-        "step    3/1000 | validation loss 2.2500 | 3.2500 bits/byte | perplexity 9.49"
+        "step    3/1000 | validation loss 2.2500 | 3.2500 bits/byte | perplexity 9.49 | accuracy 43.21%"
     )
 
 

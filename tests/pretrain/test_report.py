@@ -96,7 +96,8 @@ OF_CORPUS = {
     "baselines": {"order_0": 4.5, "order_2": 2.3, "xz": 1.9},
 }
 EVALUATION = {"split": "validation", "tokens": 123_456, "bits_per_byte": 2.1111, "perplexity": 4.321}
-EVALUATION |= {"corpora": {"code": OF_CORPUS}}
+TASKS = {"passkey": {"accuracy": 0.8125}}
+EVALUATION |= {"corpora": {"code": OF_CORPUS}, "tasks": TASKS}
 
 
 def test_draws_every_curve_of_a_run_with_gaps(tmp_path: Path) -> None:
@@ -142,8 +143,15 @@ def test_shows_evaluation_sample_and_configuration(tmp_path: Path) -> None:
     page = Page(html)
     assert set(page.charts) == TITLES | {"Nats per token"}
     assert {"order-0 entropy", "order-2 entropy", "xz", "1,792", "+0.2000", "2.1111", "4.3210"} <= set(page.text)
+    assert {"passkey, accuracy", "0.8125"} <= set(page.text)
     assert "if a < b & c:\n    </pre><script>alert(1)</script>" in "".join(page.text)
     assert "<script" not in html
+
+
+def test_tasks_may_be_all_that_was_evaluated(tmp_path: Path) -> None:
+    write_metrics(tmp_path, [train_record(10)])
+    (tmp_path / "evaluation.json").write_text(json.dumps({"corpora": {}, "tasks": TASKS}))
+    assert {"passkey, accuracy", "0.8125"} <= set(Page(write_report(tmp_path).read_text()).text)
 
 
 @pytest.mark.parametrize("content, message", [(None, "no metrics.jsonl"), ("", "empty"), ('{"cut', "empty")])

@@ -1,6 +1,7 @@
 """One rank of `test_zero_equivalence.py`: trains the same model at every ZeRO stage; rank 0 saves what happened."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def make_engine(
     """The same model whatever the case, on an engine of its own."""
     config = RunConfig(
         run={"dir": "unused", "seed": SEED},
-        model=MODEL,
+        model=asdict(MODEL),
         data={"corpus": "unused"},
         train={
             "steps": STEPS,

@@ -55,9 +55,11 @@ def state_of(step: int, loss: float | None = None, validated: int | None = None)
 
 
 @contextmanager
-def refused_writes() -> Iterator[None]:
-    """Have the system refuse whatever this process writes beyond 2 kB into a file."""
+def refused_writes(beyond: int = 2000) -> Iterator[None]:
+    """Have the system refuse whatever this process writes beyond so many bytes into a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (beyond, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

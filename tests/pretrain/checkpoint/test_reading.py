@@ -1,7 +1,7 @@
 """Any part of any tensor is read back, however ranks had cut it."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_reads_any_part(cut, data):
 def config():
     return RunConfig(
         run={"dir": "unused"},
-        model=CONFIG,
+        model=asdict(CONFIG),
         data={"corpus": "unused"},
         train={"steps": 1, "global_batch": 1, "micro_batch": 1},
     )
@@ -63,7 +63,7 @@ def test_a_runs_model_gets_the_weights(cut, config):
 
 
 def test_another_model_than_the_runs_is_refused(cut, config):
-    other = config.model_copy(update={"model": replace(CONFIG, num_channels=16)})
+    other = config.model_copy(update={"model": replace(config.model, num_channels=16)})
     told = r"model: embed.tokens.weight is \(30, 16\) by the configuration but \(30, 8\) in .*step-00000001"
     with pytest.raises(RanksError, match=told):
         build_task(other, cut[0])
