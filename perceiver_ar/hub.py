@@ -14,7 +14,10 @@ from perceiver_ar.models.config import PerceiverARConfig
 MODEL_TYPE = "perceiver-ar"
 """`model_type` in the ``config.json`` of our models."""
 
-_HUB_NAME = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+REPOSITORY = r"[\w.-]+/[\w.-]+"
+"""What the name of one looks like, ``owner/name``."""
+
+_HUB_NAME = re.compile(rf"(?P<repository>{REPOSITORY})(@(?P<revision>[\w./-]+))?")
 # Never Python files: nothing of a model's folder is executed.
 _FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "README.md"]
 _PICKLES = ["*.bin"]
@@ -29,6 +32,7 @@ def local_folder(name: str | Path) -> Path:
     Raises:
         FileNotFoundError: there is neither such a folder nor such a model, or it is not for this user's token.
         ConnectionError: the Hub cannot be reached, or refuses for now, and the cache does not hold the model.
+        OSError: the cache cannot be written.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -71,6 +75,8 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> Pat
     except (HTTPError, LocalEntryNotFoundError) as error:
         reason = str(error).strip().partition("\n")[0].removeprefix("Got: ")
         raise ConnectionError(f"{name}: no such folder, and {constants.ENDPOINT} does not answer: {reason}") from error
+    except OSError as error:  # the cache is on a disk that is full, or not ours to write
+        raise OSError(f"{name}: cannot be downloaded: {error}") from error
     return Path(folder)
 
 

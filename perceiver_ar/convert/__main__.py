@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> None:
     arguments = _parse(argv)
     if arguments.out.exists():
         raise ValueError(f"{arguments.out}: exists; choose another folder, or remove it")
+    # transformers looks for DeepSpeed as it saves, which warns that it takes the CPU unless it is told to.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Torch and transformers take seconds to import: mistakes in the arguments are not to wait for them.
     from perceiver_ar.convert.sources import AUDIO, open_source
 

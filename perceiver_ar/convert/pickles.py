@@ -97,8 +97,9 @@ class StoredTensor:
                 raise ValueError("it is compressed")
             stored = torch.frombuffer(bytearray(archive.read(record)), dtype=dtype)
             return stored.as_strided(self.shape, self.stride, self.offset)
-        except (KeyError, ValueError, RuntimeError, BadZipFile) as error:
-            raise ValueError(f"{archive.filename}: {record} cannot be read: {error}") from None
+        except (KeyError, TypeError, ValueError, RuntimeError, BadZipFile) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{archive.filename}: {record} cannot be read: {reason}") from None
 
 
 class _Unpickler(pickle.Unpickler):

@@ -20,8 +20,8 @@ def find_tokenizer(source: SourceModel, given: str | None) -> PreTrainedTokenize
     """The tokenizer `given` (`bytes`, a folder, a name on the Hub), else the source's own; None where none is known.
 
     Raises:
-        OSError: there is no such tokenizer.
-        ValueError: it cannot be read, or has more tokens than the model.
+        OSError: a file of it cannot be read.
+        ValueError: there is no such tokenizer, it is damaged, or it has more tokens than the model.
     """
     context, vocab_size = source.architecture.max_seq_len, source.architecture.vocab_size
     has_own = source.folder is not None and (source.folder / "tokenizer_config.json").is_file()
@@ -52,6 +52,6 @@ def _load(name: str, context: int) -> PreTrainedTokenizerBase:
     options: dict[str, Any] = dict(padding_side="left", truncation_side="left", model_max_length=context)
     try:
         return loader.from_pretrained(name, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged one makes the libraries fail in any way
         reason = str(error).strip().partition("\n")[0]
-        raise type(error)(f"{name}: its tokenizer cannot be loaded: {reason}") from error
+        raise ValueError(f"{name}: its tokenizer cannot be loaded: {reason}") from error

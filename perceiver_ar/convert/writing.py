@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
+from yaml import YAMLError
 
 from perceiver_ar.convert.sources import AUDIO, AUDIO_VOCABULARY, SourceModel
 from perceiver_ar.hf import PerceiverARForCausalLM, PerceiverARHFConfig
@@ -50,16 +51,23 @@ def write_folder(source: SourceModel, tokenizer: PreTrainedTokenizerBase | None,
     logging.disable_progress_bar()
     try:
         temporary.mkdir(parents=True)
-        model.save_pretrained(temporary)
+        _save(model, temporary)
         for weights in temporary.glob("*.safetensors"):
             # safetensors lets nobody else read its files: these are to be as open as the folder they lie in.
             weights.chmod(temporary.stat().st_mode & 0o666)
         if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
+            _save(tokenizer, temporary)
         _card(out.name, source, model, has_tokenizer=tokenizer is not None).save(temporary / "README.md")
         os.rename(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save(part: PerceiverARForCausalLM | PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        part.save_pretrained(folder)
+    except Exception as error:  # where the disk refuses, their libraries raise no OSError
+        raise OSError(f"{folder}: cannot be written: {error}") from error
 
 
 def _hf_model(source: SourceModel, tokenizer: PreTrainedTokenizerBase | None) -> PerceiverARForCausalLM:
@@ -77,8 +85,7 @@ def _hf_model(source: SourceModel, tokenizer: PreTrainedTokenizerBase | None) ->
 
 
 def _card(name: str, source: SourceModel, model: PerceiverARForCausalLM, *, has_tokenizer: bool) -> ModelCard:
-    own = None if source.folder is None else source.folder / "README.md"
-    licence = ModelCard.load(own, ignore_metadata_errors=True).data.license if own and own.is_file() else None
+    licence = None if source.folder is None else _licence(source.folder / "README.md")
     data = ModelCardData(
         model_name=name,
         license=licence,
@@ -97,3 +104,10 @@ def _card(name: str, source: SourceModel, model: PerceiverARForCausalLM, *, has_
         licence=licence or "the source does not state one",
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _licence(card: Path) -> str | None:
+    try:
+        return ModelCard.load(card, ignore_metadata_errors=True).data.license
+    except (OSError, ValueError, YAMLError):  # there is no card, or one that says nothing
+        return None

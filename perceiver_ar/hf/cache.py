@@ -25,7 +25,9 @@ class PerceiverARHFCache(Cache):
     def reset(self) -> None:
         self.state = PerceiverARCache(self.config, self.static_tokens)
         self.tokens_unread = 0
-        """Tokens at the beginning of a prompt longer than the context, which no layer has seen."""
+        """Tokens of texts longer than the context, which no layer has seen."""
+        self.latents_next: int | None = None
+        """How many of the tokens given after a restart are latents."""
         self.tokens_shared = 0
         """Tokens at the beginning that are the same in all beams of a prompt."""
 
@@ -52,6 +54,11 @@ class PerceiverARHFCache(Cache):
         """
         if tokens_to_remove:
             self.state.crop(-tokens_to_remove)
+
+    def restart_latents(self, tokens: int, latents: int) -> None:
+        """Un-see the newest `tokens`, to be given again; the last `latents` of what is given next are the only ones."""
+        self.state.restart_latents(tokens)
+        self.latents_next = latents
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let row i go on from row ``beam_idx[i]``, a beam of the same prompt."""

@@ -34,7 +34,7 @@ def contrastive_search(
     Given to `generate` as its `custom_generate`, which `PerceiverARForCausalLM.generate` does when asked for a
     positive `penalty_alpha`. Costs a step of `top_k` rows for each token, and that many rows of cache.
     """
-    candidates, alpha = generation_config.top_k, generation_config.penalty_alpha
+    candidates, alpha = min(generation_config.top_k, model.config.vocab_size), generation_config.penalty_alpha
     batch = len(input_ids)
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
     output = model(**inputs | {"output_hidden_states": True})

@@ -62,7 +62,7 @@ class PerceiverARGenerationMixin(GenerationMixin):
             kwargs["refresh_latents"] = num_latents
         options, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
         if options.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.CONTRASTIVE_SEARCH:
-            kwargs["custom_generate"] = partial(contrastive_search, streamer=kwargs.get("streamer"))
+            kwargs.setdefault("custom_generate", partial(contrastive_search, streamer=kwargs.get("streamer")))
         return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
 
     def prepare_inputs_for_generation(  # type: ignore[override]
@@ -83,9 +83,7 @@ class PerceiverARGenerationMixin(GenerationMixin):
                 )
         elif past_key_values is not None and refresh_latents is not None:
             new = next_sequence_length or input_ids.shape[1]
-            if past_key_values.state.latents_seen + new > self.config.max_latents:
-                next_sequence_length = max(refresh_latents, new)
-                past_key_values.state.restart_latents(next_sequence_length - new)
+            next_sequence_length = new + self._restart_full_latents(past_key_values, new, refresh_latents)
         if attention_mask is not None and past_key_values is not None:
             attention_mask = attention_mask[:, -(next_sequence_length or input_ids.shape[1]) :]
             # The strides of a slice grow with every token, for which compiled steps would be compiled again.
@@ -97,6 +95,17 @@ class PerceiverARGenerationMixin(GenerationMixin):
             attention_mask=attention_mask,  # type: ignore[arg-type]
             **kwargs,
         )
+
+    def _restart_full_latents(self, past_key_values: PerceiverARHFCache, new: int, refresh_latents: int) -> int:
+        """Where there is no room for `new` more latents, drop all: how many tokens then are to be read again."""
+        max_latents = self.config.max_latents
+        latents_seen = min(past_key_values.state.latents_seen, max_latents)
+        if latents_seen + new <= max_latents:
+            return 0
+        # With this norm, the keys of a token that is no latent any more are others than before.
+        again = latents_seen if self.config.kv_norm == "prefix" else max(0, refresh_latents - new)
+        past_key_values.restart_latents(again, refresh_latents)
+        return again
 
     def _read_prompt(
         self,

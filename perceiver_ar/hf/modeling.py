@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,7 +21,8 @@ class PerceiverARPreTrainedModel(PreTrainedModel):
 
     config_class = PerceiverARHFConfig
     base_model_prefix = ""
-    _no_split_modules = ["CrossAttentionLayer", "SelfAttentionLayer"]  # noqa: RUF012
+    # The first and the last layer share weights, and all layers share masks: it runs on one device.
+    _no_split_modules = ["PerceiverAR"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
     def __init__(self, config: PerceiverARHFConfig) -> None:
@@ -45,6 +48,20 @@ class PerceiverARPreTrainedModel(PreTrainedModel):
         """None where the output projection is the token embedding's own matrix."""
         return self.model.unembed
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.model.unembed = new_embeddings
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As for other models. New tokens get the mean of the output biases, where there are some."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        bias = self.model.output_bias
+        if bias is not None:
+            resized = bias.detach().mean().repeat(embeddings.num_embeddings)
+            kept = min(len(bias), len(resized))
+            resized[:kept] = bias.detach()[:kept]
+            self.model.output_bias = nn.Parameter(resized, bias.requires_grad)
+        return embeddings
+
     def _read(
         self,
         input_ids: Tensor | None,
@@ -57,17 +74,22 @@ class PerceiverARPreTrainedModel(PreTrainedModel):
         """Run the model on what it can take of `input_ids`: the last `max_seq_len` tokens, `max_latents` as latents."""
         if input_ids is None or inputs_embeds is not None:
             raise ValueError("Perceiver AR reads input_ids: inputs_embeds are not available")
+        if self.model.output_weight.is_meta:
+            # A product with such a weight is not refused by torch: it is whatever lies in memory.
+            raise ValueError("Perceiver AR cannot run with offloaded weights: load it with a device_map of one device")
         cache = None if past_key_values is None else past_key_values.state
         latents_begin = 0
         if cache is None or not cache.decoding:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            if seen == 0:
-                seen = max(0, input_ids.shape[1] - self.config.max_seq_len)
-                input_ids = input_ids[:, seen:]
-                if past_key_values is not None:
-                    past_key_values.tokens_unread = seen
-            asked_for = 0 if prefix_length is None else prefix_length - seen
-            latents_begin = max(0, asked_for, input_ids.shape[1] - self.config.max_latents)
+            seen = max(0, input_ids.shape[1] - self.config.max_seq_len)
+            input_ids = input_ids[:, seen:]
+            if past_key_values is not None:
+                past_key_values.tokens_unread += seen
+                seen = past_key_values.get_seq_length()
+            if past_key_values is not None and past_key_values.latents_next is not None:
+                prefix = input_ids.shape[1] - past_key_values.latents_next
+            else:
+                prefix = 0 if prefix_length is None else prefix_length - seen
+            latents_begin = max(0, prefix, input_ids.shape[1] - self.config.max_latents)
         key_valid = None
         if attention_mask is not None:
             key_valid = attention_mask[:, -input_ids.shape[1] :].bool()

@@ -119,9 +119,10 @@ class KeyValueWindow(_KeyValues):
     def _make_room(self, new: int) -> None:
         kept = min(self.length, self.window + self.slack)
         # Doubled until the window is full. From then on, moving it every `slack` positions costs less than reading it.
-        self.room = min(2 * (kept + new), self.window + 2 * self.slack + new)
+        self.room = max(kept + new, min(2 * (kept + new), self.window + 2 * self.slack))
         moved = slice(self.length - kept, self.length)
-        self.buffers = [(self._moved(keys, moved), self._moved(values, moved)) for keys, values in self.buffers]
+        for layer, (keys, values) in enumerate(self.buffers):
+            self.buffers[layer] = self._moved(keys, moved), self._moved(values, moved)
         if self.valid is not None:
             old, self.valid = self.valid, self.valid.new_ones(len(self.valid), self.room)
             self.valid[:, :kept] = old[:, moved]
@@ -224,7 +225,8 @@ class PerceiverARCache:
     its own: of `max_seq_len` tokens and `max_latents` latents, up to itself. Once all `max_latents` are in use,
     decoding goes on in one of two ways. *Sliding*: just feed the next token; the oldest latent leaves the window
     (constant cost, drifts from the uncached result). *Refresh*: `restart_latents` first, then feed the restarted tokens
-    again with the next one (with all latents restarted, equal to the uncached result).
+    again with the next one (with all latents restarted, equal to the uncached result). A model with `kv_norm` "prefix"
+    keeps other keys of a latent than of a prefix token: restart all latents there, and feed some of them as prefix.
 
     With `static_tokens`, buffers are allocated once for so many tokens in all, and every step of one token has the same
     shapes. Such a cache takes no token back, except to restart latents.

@@ -73,6 +73,8 @@ class PerceiverAR(nn.Module):
             nn.init.normal_(module.weight, std=self.config.init_scale)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
+        if module is self and self.output_bias is not None:
+            nn.init.zeros_(self.output_bias)
 
     def _initialize_residual_outputs(self) -> None:
         config = self.config

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PerceiverTokenizer
 
 import perceiver_ar.hf
 from perceiver_ar.convert.__main__ import main
+from tests.pretrain.checkpoint.stored_state import refused_writes
 
 ROOT = Path(__file__).parents[3]
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
@@ -111,6 +112,31 @@ def test_a_vocabulary_alone_is_kept(text_model, write_folder, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "again")(text).input_ids == ours(text).input_ids
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"added_tokens": [], "model": 7}'])
+def test_a_damaged_tokenizer_is_one_line(content, text_model, write_folder, tmp_path):
+    folder = write_folder(text_model)
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"^[^\n]*/their-safetensors: its tokenizer cannot be loaded: [^\n]*$"):
+        main([str(folder), str(tmp_path / "ours")])
+
+
+@pytest.mark.parametrize("content", [b"---\n: : :\n---\n", b"\xff\xfe", b"no metadata"])
+def test_a_card_that_says_nothing_is_no_obstacle(content, text_model, write_folder, tmp_path):
+    folder = write_folder(text_model)
+    (folder / "README.md").write_bytes(content)
+    convert(folder, tmp_path / "ours")
+    assert "the source does not state one" in (tmp_path / "ours" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("full_at", [100, 60_000])
+def test_a_full_disk_leaves_nothing(full_at, text_model, write_folder, tmp_path):
+    folder = write_folder(text_model)
+    with refused_writes(full_at), pytest.raises(OSError, match="File too large"):
+        main([str(folder), str(tmp_path / "ours")])
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+
+
 def test_symbolic_audio_has_ids_only(lightning, tmp_path, capsys):
     model = convert(lightning["csm_audio"], tmp_path / "ours")
     assert model.generation_config.pad_token_id == 388
@@ -204,6 +230,19 @@ def test_a_mistake_is_one_line(tmp_path):
     )
     assert (process.returncode, process.stdout) == (2, "")
     assert process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+
+
+def test_nothing_but_the_result_is_printed(text_model, write_folder, tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    process = subprocess.run(
+        [sys.executable, "-m", "perceiver_ar.convert", write_folder(text_model), "out"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+    )
+    # DeepSpeed, which transformers looks for as it saves, warns where it finds no GPU.
+    assert (process.stdout, process.stderr) == ("out: causal language model\n", "")
 
 
 def test_config_is_ours(text_model, write_folder, tmp_path):

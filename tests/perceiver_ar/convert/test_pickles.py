@@ -1,5 +1,6 @@
 """Files of torch.save are read without executing what they say."""
 
+import dataclasses
 import os
 import pickle
 import subprocess
@@ -102,6 +103,14 @@ def test_a_tensor_cannot_be_larger_than_its_elements(tmp_path):
     torch.save({"bomb": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "file")
     with pytest.raises(ValueError, match="a tensor of shape"):
         load_pickle(tmp_path / "file")
+
+
+@pytest.mark.parametrize("wrong", [{"shape": (1.5,)}, {"shape": (2**70,)}, {"stride": ("a",)}, {"offset": "x"}])
+def test_a_tensor_of_nonsense_is_one_line(wrong, tmp_path):
+    torch.save({"a": torch.ones(2)}, tmp_path / "file")
+    stored = dataclasses.replace(load_pickle(tmp_path / "file")["a"], **wrong)
+    with pytest.raises(ValueError, match=r"^[^\n]*/file: file/data/0 cannot be read: [^\n]*$"):
+        stored.read()
 
 
 def test_damage_is_found(tmp_path):

@@ -47,28 +47,31 @@ def test_cached_equals_uncached_until_the_latents_are_full(preset: str, mode: st
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("prompt_length", [5, 50])
-@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@pytest.mark.parametrize("prompt_length, new", [(5, PAST_EVERY_LIMIT), (50, LATENTS + 2)])
 def test_refreshing_all_latents_equals_uncached_past_every_limit(
-    model: PerceiverARForCausalLM, mode: str, prompt_length: int, cache: str
+    model: PerceiverARForCausalLM, mode: str, prompt_length: int, new: int
 ) -> None:
-    options = {**MODES[mode], **DETAILS, "num_latents": LATENTS}
-    cached = generate(model, tokens(2, prompt_length), latent_policy="refresh", cache_implementation=cache, **options)
-    uncached = generate(model, tokens(2, prompt_length), use_cache=False, **options)
-    assert cached.sequences.tolist() == uncached.sequences.tolist()
-    torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), rtol=1e-4, atol=1e-4)
+    ids = tokens(2, prompt_length)
+    options = {**MODES[mode], **DETAILS, "num_latents": LATENTS, "max_new_tokens": new}
+    uncached = generate(model, ids, use_cache=False, **options)
+    for cache in ("dynamic", "static"):
+        cached = generate(model, ids, latent_policy="refresh", cache_implementation=cache, **options)
+        assert cached.sequences.tolist() == uncached.sequences.tolist()
+        torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_latents", [1, 5, LATENTS])
 @pytest.mark.parametrize("policy", ["sliding", "refresh"])
+@pytest.mark.parametrize("kv_norm, cache", [("all", "dynamic"), ("prefix", "static")])
 def test_each_step_is_a_forward_pass_over_the_tokens_the_policy_names(
-    model: PerceiverARForCausalLM, policy: str, num_latents: int
+    policy: str, num_latents: int, kv_norm: str, cache: str
 ) -> None:
     """Exact under refresh; sliding equals it until the latents are full."""
-    ids, used = tokens(2, 20), num_latents
+    model, ids, used = build(kv_norm=kv_norm), tokens(2, 20), num_latents
     steps = PAST_EVERY_LIMIT if policy == "refresh" else LATENTS + 1 - num_latents
     steps = min(steps, CONTEXT - 20) if num_latents < LATENTS else steps  # the context a latent read stays as it was
-    result = generate(model, ids, num_latents=num_latents, latent_policy=policy, max_new_tokens=steps, **DETAILS)
+    options = dict(DETAILS, num_latents=num_latents, latent_policy=policy, cache_implementation=cache)
+    result = generate(model, ids, max_new_tokens=steps, **options)
     for step in range(steps):
         window = result.sequences[:, max(0, 20 + step - CONTEXT) : 20 + step]
         logits = model.model(window, window.shape[1] - used).logits[:, -1]
@@ -76,8 +79,7 @@ def test_each_step_is_a_forward_pass_over_the_tokens_the_policy_names(
         used = used + 1 if used < LATENTS else num_latents
 
 
-@pytest.mark.parametrize("prompt_length", [5, 20, 50])
-@pytest.mark.parametrize("num_latents", [1, 5, LATENTS])
+@pytest.mark.parametrize("prompt_length, num_latents", [(1, 1), (5, LATENTS), (20, 1), (50, 5)])
 def test_drafts_change_nothing(
     model: PerceiverARForCausalLM, assistant: PerceiverARForCausalLM, prompt_length: int, num_latents: int
 ) -> None:
@@ -94,18 +96,15 @@ def test_drafts_change_nothing_behind_padding(model: PerceiverARForCausalLM, ass
         assert generate(model, padded, attention_mask=(padded != 0).long(), **drafts).tolist() == expected
 
 
-@pytest.mark.parametrize("drafts", [{"assistant_model": build(init_scale=0.02)}, {"prompt_lookup_num_tokens": 8}])
-def test_drafts_that_are_right_save_steps(drafts: dict[str, object]) -> None:
-    model = build(init_scale=0.02)  # so small that it repeats one token
-    calls = []
-    handle = model.register_forward_hook(lambda *_: calls.append(1))
-    prompt = generate(model, tokens(1, 9), max_new_tokens=100)  # by now in a loop, or close to what its copy drafts
-    calls.clear()
-    generate(
-        model, prompt, **({"assistant_model": build()} if drafts == "assistant" else {"prompt_lookup_num_tokens": 8})
-    )
-    handle.remove()
-    assert len(calls) < PAST_EVERY_LIMIT / 2
+@pytest.mark.parametrize("drafts", ["by an equal model", "copied"])
+def test_drafts_that_are_right_save_steps(drafts: str) -> None:
+    model, equal = (build(init_scale=0.02) for _ in range(2))  # so small that they repeat one token
+    equal.generation_config.assistant_confidence_threshold = 0.0
+    prompt = generate(model, tokens(1, 9), max_new_tokens=100)
+    calls: list[int] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    generate(model, prompt, **({"prompt_lookup_num_tokens": 8} if drafts == "copied" else {"assistant_model": equal}))
+    assert len(calls) < PAST_EVERY_LIMIT / 4
 
 
 @pytest.mark.parametrize(
@@ -126,7 +125,7 @@ def test_left_padded_batch_equals_single_prompts(preset: str, mode: str, options
     model = build(preset)
     long, short = tokens(1, 20), tokens(1, 7)
     both = torch.cat((long, F.pad(short, (13, 0))))
-    new = CONTEXT - 20 if model.config.learned_positions else 20
+    new = CONTEXT - 20 if model.config.learned_positions else CONTEXT - 20 + 4
     options = {"max_new_tokens": new, **MODES[mode], **options}
 
     batch = generate(model, both, attention_mask=(both != 0).long(), **options)
@@ -153,6 +152,11 @@ def test_contrastive_search_without_penalty_is_greedy(model: PerceiverARForCausa
     ids = tokens(2, 30)
     options = dict(custom_generate=contrastive_search, penalty_alpha=0.0, top_k=4)
     assert generate(model, ids, **options).tolist() == generate(model, ids).tolist()
+
+
+def test_contrastive_search_may_try_the_whole_vocabulary(model: PerceiverARForCausalLM) -> None:
+    every, more = (generate(model, tokens(1, 9), penalty_alpha=0.6, top_k=k, max_new_tokens=10) for k in (64, 100))
+    assert every.tolist() == more.tolist()
 
 
 def test_contrastive_search_ends_rows_at_their_end_token(model: PerceiverARForCausalLM) -> None:
@@ -198,6 +202,24 @@ def test_a_conversation_goes_on_from_its_cache(model: PerceiverARForCausalLM) ->
         output = model(new, past_key_values=cache, prefix_length=12 - LATENTS // 2, use_cache=True)
         cache = output.past_key_values
     torch.testing.assert_close(answer.logits[0], output.logits[:, -1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("new", [1, LATENTS + 1, CONTEXT + 20])
+@pytest.mark.parametrize("num_latents", [3, LATENTS])
+def test_a_conversation_goes_on_under_refresh_as_if_it_were_a_prompt(
+    model: PerceiverARForCausalLM, new: int, num_latents: int
+) -> None:
+    options = dict(num_latents=num_latents, latent_policy="refresh")
+    first = generate(model, tokens(1, 12), max_new_tokens=10, return_dict_in_generate=True, **options)
+    longer = torch.cat((first.sequences, tokens(1, new)), dim=1)
+    used = first.past_key_values.get_seq_length(1) + 1 + new
+    answer = generate(model, longer, past_key_values=first.past_key_values, max_new_tokens=1, **DETAILS, **options)
+
+    window = longer[:, -CONTEXT:]
+    used = used if used <= LATENTS else num_latents
+    expected = model.model(window, window.shape[1] - used).logits[:, -1]
+    torch.testing.assert_close(answer.logits[0], expected, rtol=1e-4, atol=1e-4)
+    assert answer.past_key_values.get_seq_length() == longer.shape[1]
 
 
 def test_generation_past_learned_positions_is_refused_with_a_cache_only() -> None:

@@ -75,6 +75,57 @@ def test_saves_and_loads_through_the_auto_classes(tied: bool, tmp_path: Path) ->
     torch.testing.assert_close(bare(ids).last_hidden_state, model.model(ids, 30 - LATENTS).hidden, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_weights_that_a_checkpoint_lacks_are_drawn_and_no_others(preset: str, tmp_path: Path) -> None:
+    model = build(preset)
+    for name, weight in model.named_parameters():
+        torch.nn.init.normal_(weight) if name.endswith("bias") else None
+    lacking = {
+        "model.output_bias",
+        "model.cross_attention.attention.o_proj.bias",
+        "model.self_attention.0.mlp.up.weight",
+    }
+    weights = model.state_dict()
+    model.save_pretrained(tmp_path, state_dict={name: weights[name] for name in weights.keys() - lacking})
+
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+
+    assert loaded.keys() == weights.keys()
+    for name, weight in loaded.items():
+        if name not in lacking:
+            assert weight.equal(weights[name]), name
+        elif name.endswith("bias"):
+            assert not weight.any(), name
+        else:
+            assert weight.std().item() == pytest.approx(SIZES["init_scale"], rel=0.1)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("size", [80, 50])
+def test_the_vocabulary_can_be_resized(preset: str, size: int, tmp_path: Path) -> None:
+    model, ids = build(preset), tokens(1, 12) % 50
+    before = model(ids).logits
+    model.resize_token_embeddings(size)
+    after = model(ids).logits
+    torch.testing.assert_close(after[..., :50], before[..., :50])
+    assert after.shape[-1] == size
+
+    model.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).eval()(ids).logits.equal(after)
+
+
+def test_is_loaded_onto_one_device(model: PerceiverARForCausalLM, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    ids = tokens(2, 30)
+    automatic = AutoModelForCausalLM.from_pretrained(tmp_path, device_map="auto")
+    assert automatic(ids).logits.equal(model(ids).logits)
+    offloaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path, device_map={"": "disk"}, offload_folder=tmp_path / "disk"
+    )
+    with pytest.raises(ValueError, match="cannot run with offloaded weights"):
+        offloaded(ids)
+
+
 def test_gives_the_logits_of_the_last_latents_where_no_more_are_wanted(model: PerceiverARForCausalLM) -> None:
     ids = tokens(2, 30)
     torch.testing.assert_close(model(ids, logits_to_keep=3).logits, model(ids).logits[:, -3:])

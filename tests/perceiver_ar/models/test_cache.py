@@ -91,6 +91,18 @@ def test_prompt_tokens_can_be_taken_back_and_read_again():
     torch.testing.assert_close(model(ids[:, 19:], 0, cache=cache).logits, torch.cat((first, second), 1))
 
 
+def test_buffers_have_room_for_little_more_than_the_window():
+    config = PerceiverARConfig(**SIZES | dict(max_seq_len=1000))
+    model, cache = PerceiverAR(config), PerceiverARCache(config)
+    ids = tokens(length=1200)
+    rooms = []
+    with torch.inference_mode():
+        for new in (ids[:, :1000], *ids[:, 1000:].split(1, dim=1)):
+            model(new, max(0, new.shape[1] - LATENTS), cache=cache)
+            rooms.append(cache.cross.buffers[0][0].shape[2])
+    assert set(rooms) == {1000 + 2 * 64}
+
+
 def test_more_tokens_than_are_kept_cannot_be_taken_back():
     model, ids = build(), tokens(length=120 + CONTEXT)
     cache = PerceiverARCache(model.config)

@@ -14,6 +14,11 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
 
 
+def assert_same_logits(logits, recorded):
+    """Rounding grows with the largest logits, by which the recorded ones differ from float64 as much as ours."""
+    torch.testing.assert_close(logits, recorded, rtol=0, atol=2e-6 * recorded.abs().max().item())
+
+
 class Recording:
     def __init__(self, stem: Path) -> None:
         self.values = json.loads(stem.with_suffix(".json").read_text())
@@ -45,7 +50,7 @@ def inputs(recording):
 def test_perceiver_io_logits_and_hidden_states(recording, model):
     ids, prefix_length, key_valid = inputs(recording)
     output = model(ids, prefix_length, key_valid=key_valid)
-    torch.testing.assert_close(output.logits, recording.tensors["logits"], **TOLERANCE)
+    assert_same_logits(output.logits, recording.tensors["logits"])
     torch.testing.assert_close(output.hidden, recording.tensors["last_hidden_state"], **TOLERANCE)
 
 
@@ -71,7 +76,7 @@ def test_perceiver_io_cached_logits_token_by_token(recording, model):
             new = slice(cache.tokens_seen, stop)
             valid = None if key_valid is None else key_valid[:, new]
             logits.append(model(ids[:, new], prefix_length, key_valid=valid, cache=cache).logits)
-    torch.testing.assert_close(torch.cat(logits, 1), recording.tensors["cached_logits"], **TOLERANCE)
+    assert_same_logits(torch.cat(logits, 1), recording.tensors["cached_logits"])
 
 
 def test_perceiver_io_logits_under_the_recorded_prefix_dropout(recording, model):
