@@ -33,13 +33,19 @@ class TrainingAborted(Exception):
 
 
 def run_command(main: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Run a command's `main(argv)` and exit with its code; an `InputError` becomes one ``error:`` line and its code."""
+    """Run a command's `main(argv)` and exit with its code; an `InputError` becomes one ``error:`` line and its code.
+
+    A command that does not handle Ctrl-C itself ends by it with one line.
+    """
     try:
         code = main(sys.argv[1:])
         sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 128 + signal.SIGINT
     except BrokenPipeError:
         # Whoever read the output has seen enough, as `head` has; what is still kept of it must not fail at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -104,8 +104,8 @@ def main(argv: Sequence[str]) -> int:
         # Whether a task can be done shows when it is begun: not after hours of text.
         if arguments.tasks:
             options = {"include_path": arguments.include_path, "limit": arguments.limit}
-            metrics = run_tasks(model, arguments.tasks, console, device=device, batch=batch, **options)
-            keep_results(out, model, {"corpora": {}, "tasks": metrics})
+            for task, metrics in run_tasks(model, arguments.tasks, console, device=device, batch=batch, **options):
+                keep_results(out, model, {"corpora": {}, "tasks": {task: metrics}})
         if texts:
             reading = Reading(
                 stride=arguments.stride or latents,
@@ -173,9 +173,9 @@ def score_texts(
         corpora[name] = score(text)
         split = "" if text.split is None else f", {text.split} text"
         console.print(text_table(f"{name}{split}", corpora[name]), position_table(corpora[name]))
-    tokens = sum(result["tokens"] for result in corpora.values())
     if weights is None:
-        weights = {name: result["tokens"] / tokens for name, result in corpora.items()}
+        sizes = {name: len(text.stream) - 1 for name, text in texts.items()}
+        weights = {name: size / sum(sizes.values()) for name, size in sizes.items()}
     loss = sum(weight * corpora[name]["loss"] for name, weight in weights.items())
     bytes_per_token = sum(weight / texts[name].tokens_per_byte for name, weight in weights.items())
     bits_per_byte = loss / math.log(2) / bytes_per_token
@@ -183,8 +183,9 @@ def score_texts(
         console.print(f"together: {bits_per_byte:.4f} bits per byte")
     return {
         "split": next((text.split for text in texts.values() if text.split), None),
-        "tokens": tokens,
+        "tokens": sum(result["tokens"] for result in corpora.values()),
         "loss": loss,
+        "accuracy": sum(weight * corpora[name]["accuracy"] for name, weight in weights.items()),
         "perplexity": perplexity(loss),
         "bits_per_byte": bits_per_byte,
         "corpora": corpora,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,59 +14,78 @@ from pretrain.errors import InputError
 from pretrain.exported_model import ExportedModel
 from pretrain.trained_model import TrainedModel
 
+if TYPE_CHECKING:  # lm-eval takes seconds to import, and need not be installed
+    from lm_eval.tasks import TaskManager
+
+SEED = 0
+"""As `simple_evaluate` has it."""
 BOOTSTRAP_ITERATIONS = 1000
 """For standard errors that have no formula."""
 
 
-def run_harness(
-    model: TrainedModel | ExportedModel,
-    tasks: Sequence[str],
-    *,
-    include_path: Path | None,
-    limit: int | None,
-    batch: int,
-    device: torch.device,
-) -> dict[str, dict[str, float]]:
-    """Metrics of each task, and of each task of a group, by the harness's own names; `limit` examples of each at most.
+def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, list[Any]]:
+    """The harness's tasks and groups behind each name, with their data.
 
     `include_path` is a folder of YAML files that describe further tasks.
 
-    Raises `InputError` where lm-eval is not installed, has no such task, or the data of one cannot be read.
+    Raises `InputError` where lm-eval is not installed, has no such task, or cannot load one.
     """
     try:
-        import lm_eval
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise InputError(f"--tasks: {', '.join(tasks)} need lm-eval ({error}): pip install .[eval]") from error
-    from pretrain.evaluation.harness_model import HarnessModel
-
+        raise InputError(f"--tasks: {', '.join(names)} need lm-eval ({error}): pip install .[eval]") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = _find_tasks(tasks, include_path)
-    if unknown := [task for task in tasks if task not in manager.all_tasks]:
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if not set(names) <= set(manager.all_tasks):
+        # Looking through the harness's own thousands of files takes long.
+        manager = TaskManager(include_path=include_path)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
         raise InputError(
             f"--tasks: lm-eval has no task {', '.join(unknown)}; `lm-eval ls tasks` lists all, "
             "--include-path names a folder of your own"
         )
-    try:
-        results = lm_eval.simple_evaluate(
-            HarnessModel(model, batch, device),
-            tasks=list(tasks),
-            task_manager=manager,
+    return {name: _load(manager, name) for name in names}
+
+
+def run_harness(
+    model: TrainedModel | ExportedModel,
+    tasks: Mapping[str, list[Any]],
+    *,
+    limit: int | None,
+    batch: int,
+    device: torch.device,
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Name and metrics of each task, and of each task of a group, as soon as they are known; `limit` examples of each.
+
+    Metrics have the harness's own names; `tasks` are as `load_tasks` gives them.
+    """
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from pretrain.evaluation.harness_model import HarnessModel
+
+    reader, nothing_to_find = HarnessModel(model, batch, device), TaskManager(include_defaults=False)
+    for loaded in tasks.values():
+        results = simple_evaluate(
+            reader,
+            tasks=loaded,
+            task_manager=nothing_to_find,
             limit=limit,
             bootstrap_iters=BOOTSTRAP_ITERATIONS,
             log_samples=False,
         )
-    except OSError as error:  # of `datasets`: there is no such data set, or no way to it
-        raise InputError(f"--tasks: the data of {', '.join(tasks)} cannot be read: {_line(error)}") from error
-    return {task: _metrics(found) for task, found in results["results"].items()}
+        for name, found in results["results"].items():
+            yield name, _metrics(found)
 
 
-def _find_tasks(tasks: Sequence[str], include_path: Path | None) -> Any:
-    """A task manager that knows the tasks, if there are such."""
-    from lm_eval.tasks import TaskManager
-
-    own = TaskManager(include_path=include_path, include_defaults=False)
-    # Looking through the harness's own thousands of files takes long.
-    return own if set(tasks) <= set(own.all_tasks) else TaskManager(include_path=include_path)
+def _load(manager: TaskManager, name: str) -> list[Any]:
+    random.seed(SEED)  # some tasks shuffle their choices
+    try:
+        loaded = manager.load([name])
+    except Exception as error:  # whatever is wrong with a description, or with the way to its data
+        raise InputError(f"--tasks: {name} cannot be loaded: {_line(error)}") from error
+    group = loaded["groups"].get(name)
+    return [group] if group else list(loaded["tasks"].values())
 
 
 def _metrics(found: dict[str, Any]) -> dict[str, float]:

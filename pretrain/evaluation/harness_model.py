@@ -67,7 +67,8 @@ class HarnessModel(TemplateLM):
 
     def _windows(self, context: list[int], continuation: list[int]) -> Iterator[tuple[np.ndarray, int]]:
         """Runs of tokens, each with the number of tokens at its end to score: those of the continuation, all once."""
-        tokens = np.array([*(context or [self.eot_token_id]), *continuation], dtype=np.int64)
+        begun = context if context[:1] == [self.eot_token_id] else [self.eot_token_id, *context]
+        tokens = np.array([*begun, *continuation], dtype=np.int64)
         latents = self._config.max_latents
         for first in range(len(tokens) - len(continuation), len(tokens), latents):
             stop = min(first + latents, len(tokens))
@@ -88,11 +89,11 @@ class HarnessModel(TemplateLM):
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes behind each prompt, up to the first of the strings that end an answer.
 
-        The answer has room in the context: of a prompt that leaves too little, its end is read.
+        The answer has room in the context, half of it at most: of a prompt that leaves too little, its end is read.
         """
         answers = [""] * len(requests)
         for numbers, options in self._alike(requests):
-            most = min(options.pop("max_gen_toks"), self._config.max_seq_len - 1)
+            most = min(options.pop("max_gen_toks"), self._config.max_seq_len // 2)
             until = [string for string in options.pop("until") if string]
             prompts = [self._prompt(requests[number].args[0], most) for number in numbers]
             for start in range(0, len(prompts), self._batch):

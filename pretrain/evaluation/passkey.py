@@ -1,7 +1,7 @@
 """Passkey retrieval (Mohtashami & Jaggi 2023, https://arxiv.org/abs/2305.16300): find a number in a long filler text.
 
 A key counts as found where each of its tokens is the likeliest one behind the question and the tokens before it: where
-greedy decoding, with all latents in use, writes the key.
+greedy decoding that has all latents in use when the answer is complete writes the key.
 """
 
 from __future__ import annotations

@@ -8,14 +8,15 @@ trained_tokens   likewise
 corpora          {name: {...}}, empty where only tasks were run. Each text's
                    location          folder, URL or file
                    tokens, loss, perplexity, bits_per_byte, tokens_per_second     loss in nats per token
+                   accuracy          share of the tokens that the model held likeliest
                    words, word_perplexity     words between white space; exp(nats of the text / words)
                    context, latents, stride   how it was read, in tokens
                    windows, windows_of_split  scored, and how many the text has
                    loss_by_position  16 numbers, first to last latent; null where none was scored
-                   ablation_windows, ablation [{reach, prefix_tokens, gain, and the six numbers above but for words}]
+                   ablation_windows, ablation [{reach, prefix_tokens, gain, and the six numbers first named}]
                    baselines         {order_0, order_2, xz} in bits per byte, or null
-split            which split of prepared corpora; null for plain files. This and the next four not without corpora
-tokens, loss, perplexity, bits_per_byte    of all corpora together, as mixed in training
+split            which split of prepared corpora; null for plain files. This and the next five not without corpora
+tokens, loss, accuracy, perplexity, bits_per_byte    of all corpora together: as mixed in training, or as one text
 tasks            {task: {metric: value}}, empty where none was run
 ```
 """
@@ -57,10 +58,10 @@ def write_results(path: Path, results: Results) -> Results:
 
     Texts replace the texts measured earlier, all at once; tasks replace those of the same name.
     """
-    earlier: Results = {}
+    earlier = None
     with suppress(OSError, ValueError):  # a file of some other kind gives way
         earlier = json.loads(path.read_text())
-    if all(earlier.get(key) == results[key] for key in IDENTITY):
+    if isinstance(earlier, dict) and all(earlier.get(key) == results[key] for key in IDENTITY):
         texts = results if results["corpora"] else earlier
         results = {**texts, "tasks": earlier.get("tasks", {}) | results["tasks"]}
     replace_text(path, json.dumps(results, indent=1) + "\n")

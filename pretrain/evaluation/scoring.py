@@ -101,5 +101,5 @@ def prefix_tokens(config: PerceiverARConfig, reach: float) -> int:
 
 
 def _numbers(result: EvaluationResult) -> dict[str, float]:
-    names = ("tokens", "loss", "perplexity", "bits_per_byte", "tokens_per_second")
+    names = ("tokens", "loss", "accuracy", "perplexity", "bits_per_byte", "tokens_per_second")
     return {name: getattr(result, name) for name in names}

@@ -16,11 +16,12 @@ def text_table(title: str, results: Mapping[str, Any]) -> Table:
 
     def add(label: str, row: Mapping[str, Any], gain: str = "") -> None:
         rate = f"{row['tokens_per_second']:,.0f}"
-        table.add_row(label, f"{row['bits_per_byte']:.4f}", f"{row['perplexity']:.3f}", gain, rate)
+        table.add_row(label, f"{row['bits_per_byte']:.4f}", _perplexity(row["perplexity"]), gain, rate)
 
     whole = results["windows"] == results["windows_of_split"]
     add(f"{'all' if whole else 'a sample of'} {results['tokens']:,} tokens", results)
-    table.add_row(f"  per word, {results['words']:,} words", "", f"{results['word_perplexity']:,.3f}")
+    table.add_row(f"  per word, {results['words']:,} words", "", _perplexity(results["word_perplexity"]))
+    table.add_row(f"  {results['accuracy']:.2%} predicted right")
     if results["ablation"]:
         table.add_section()
         spread = "" if results["ablation_windows"] == results["windows"] else ", evenly spread"
@@ -42,7 +43,8 @@ def position_table(results: Mapping[str, Any]) -> Table:
     for bucket, loss in enumerate(losses):
         if loss is not None:
             first, last = (-(-edge * latents // len(losses)) for edge in (bucket, bucket + 1))
-            table.add_row(f"{first + 1:,} to {last:,}", f"{loss:.4f}", f"{loss - results['loss']:+.4f}")
+            label = f"{first + 1:,} to {last:,}" if last > first + 1 else f"{last:,}"
+            table.add_row(label, f"{loss:.4f}", f"{loss - results['loss']:+.4f}")
     return table
 
 
@@ -60,6 +62,10 @@ def passkey_table(accuracy: Mapping[int, Mapping[float, float]]) -> Table:
     for length, of_length in accuracy.items():
         table.add_row(f"{length:,} tokens", *(f"{share:.0%}" for share in of_length.values()))
     return table
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:,.3f}" if value < 1e5 else f"{value:.3g}"
 
 
 def _table(title: str, *headings: str) -> Table:

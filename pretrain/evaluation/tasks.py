@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -11,6 +11,7 @@ from rich.console import Console
 from pretrain.console import Measure, show_progress
 from pretrain.evaluation.choosing import text_tokenizer
 from pretrain.evaluation.copy_task import run_copy
+from pretrain.evaluation.harness import load_tasks, run_harness
 from pretrain.evaluation.passkey import DEPTHS, TRIALS, filler_by_length, passkey_accuracy
 from pretrain.evaluation.tables import passkey_table, task_table
 from pretrain.exported_model import ExportedModel
@@ -30,28 +31,26 @@ def run_tasks(
     batch: int,
     include_path: Path | None,
     limit: int | None,
-) -> dict[str, Metrics]:
-    """Run the tasks and print their tables; returns their metrics by name.
+) -> Iterator[tuple[str, Metrics]]:
+    """Run the tasks and print their tables; yields the name and the metrics of each as soon as it is done.
 
     `include_path` is a folder of lm-eval's task files, `limit` the number of examples of a task: of "passkey", for each
     length and depth; of "copy", sequences.
 
-    Raises `InputError` where there is no such task, or the model cannot do it.
+    Raises `InputError` where a task is unknown or cannot be loaded, before any is run, or the model cannot do one.
     """
-    results: dict[str, Metrics] = {}
+    others = [task for task in tasks if task not in (PASSKEY, COPY)]
+    loaded = load_tasks(others, include_path) if others else {}
     if PASSKEY in tasks:
-        results[PASSKEY] = _passkey(model, console, device, limit or TRIALS, batch)
+        yield PASSKEY, _passkey(model, console, device, limit or TRIALS, batch)
     if COPY in tasks:
-        results[COPY] = run_copy(model, console, device=device, batch=batch, limit=limit)
-        console.print(task_table(COPY, results[COPY]))
-    if others := [task for task in tasks if task not in (PASSKEY, COPY)]:
-        from pretrain.evaluation.harness import run_harness
-
-        of_others = run_harness(model, others, include_path=include_path, limit=limit, batch=batch, device=device)
-        for name, metrics in of_others.items():
+        metrics = run_copy(model, console, device=device, batch=batch, limit=limit)
+        console.print(task_table(COPY, metrics))
+        yield COPY, metrics
+    if loaded:
+        for name, metrics in run_harness(model, loaded, limit=limit, batch=batch, device=device):
             console.print(task_table(name, metrics))
-        results |= of_others
-    return results
+            yield name, metrics
 
 
 def _passkey(

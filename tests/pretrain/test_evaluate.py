@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,16 +118,18 @@ def test_a_text_file_is_scored_from_its_first_token_on(
     run(run_dir if kind == "run" else exported, "--data", text_file, "--out", out, "--stride", 1)
 
     ids = torch.tensor([2, *(byte + 6 for byte in FILE_TEXT.encode()), 2])
-    nats = 0.0
+    nats, right = 0.0, 0
     for target in range(1, len(ids)):
         with torch.no_grad():
             logits = weights_of(run_dir, 20)(ids[None, :target], max(0, target - 16)).logits[0, -1]
         nats -= logits.log_softmax(-1)[ids[target]].item()
+        right += int(logits.argmax() == ids[target])
     results = read(out)
     of_text = results["corpora"]["short.txt"]
     assert (results["split"], results["tokens"], of_text["words"]) == (None, len(ids) - 1, 7)
     assert results["loss"] * results["tokens"] == pytest.approx(nats, rel=1e-5)
     assert results["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(FILE_TEXT.encode()), rel=1e-5)
+    assert results["accuracy"] == of_text["accuracy"] == pytest.approx(right / (len(ids) - 1))
     assert of_text["word_perplexity"] == pytest.approx(math.exp(nats / 7), rel=1e-4)
 
 
@@ -139,12 +142,16 @@ def test_several_texts_count_together_by_their_size(
     parts = results["corpora"]
     # Both corpora's folders are called shards: the second is told by its whole path.
     assert list(parts) == ["shards", str(digits), "short.txt"]
-    tokens = sum(part["tokens"] for part in parts.values())
-    assert results["tokens"] == tokens
-    nats = sum(part["loss"] * part["tokens"] for part in parts.values())
-    assert results["loss"] == pytest.approx(nats / tokens)
-    sizes = [part["tokens"] * part["loss"] / math.log(2) / part["bits_per_byte"] for part in parts.values()]
-    assert results["bits_per_byte"] == pytest.approx(nats / math.log(2) / sum(sizes))
+    # However few windows of a text were scored, they stand for all of it.
+    splits = [open_corpus(folder).manifest.splits["validation"] for folder in (corpus, digits)]
+    size = len(FILE_TEXT.encode())
+    tokens = [*(split.tokens - 1 for split in splits), size + 1]
+    sizes = [*(split.bytes * (split.tokens - 1) / split.tokens for split in splits), size]
+    assert results["tokens"] == sum(part["tokens"] for part in parts.values()) < sum(tokens)
+    for mean in ("loss", "accuracy"):
+        total = sum(part[mean] * count for part, count in zip(parts.values(), tokens, strict=True))
+        assert results[mean] == pytest.approx(total / sum(tokens))
+    assert results["bits_per_byte"] == pytest.approx(results["loss"] * sum(tokens) / math.log(2) / sum(sizes))
 
 
 def test_results_of_a_model_gather_until_it_changes(
@@ -230,6 +237,23 @@ def test_what_a_model_lacks_is_named(exported: Path, corpus: Path, tmp_path: Pat
         run(tmp_path / "plain", "--reach", "0,1")
     with pytest.raises(InputError, match="16 tokens is too short"):
         run(tmp_path / "plain", "--tasks", "passkey")
+
+
+def test_ctrl_c_ends_with_a_line_and_leaves_what_was_written(run_dir: Path, tmp_path: Path) -> None:
+    out, text = tmp_path / "out.json", tmp_path / "long.txt"
+    out.write_text("{}")
+    text.write_text(FILE_TEXT * 5000)
+    command = [sys.executable, ROOT / "pretrain" / "evaluate.py", "--checkpoint", run_dir, "--data", text, "--out", out]
+    process = subprocess.Popen([*map(str, command), "--stride", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert b"whole prefix" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60)[1] == b"interrupted\n"
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert out.read_text() == "{}" and not list(tmp_path.glob("*.json?*"))
 
 
 @pytest.mark.slow

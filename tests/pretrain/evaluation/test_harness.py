@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
 
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain.corpus.tokenizers import ByteTokenizer
 from pretrain.errors import InputError
 from pretrain.evaluate import main as evaluate_main
-from pretrain.evaluation.harness import run_harness
+from pretrain.evaluation.harness import load_tasks
+from pretrain.evaluation.harness_model import HarnessModel
 from pretrain.trained_model import TrainedModel
 from tests.pretrain.stored_run import store_run, weights_of
 
@@ -110,7 +112,7 @@ def results(tmp_path_factory: pytest.TempPathFactory, run_dir: Path, tasks: Path
 def nats(model: PerceiverAR, context: str, continuation: str) -> float:
     """Of the continuation, from the logits of one unpadded window after another."""
     tokenizer = ByteTokenizer()
-    ids = [*(tokenizer.encode(context).tolist() or [tokenizer.end_id]), *tokenizer.encode(continuation).tolist()]
+    ids = [tokenizer.end_id, *tokenizer.encode(context + continuation).tolist()]
     first = len(ids) - len(continuation.encode())
     total = 0.0
     while first < len(ids):
@@ -167,10 +169,6 @@ def test_results_are_printed(results: tuple[dict[str, Any], str]) -> None:
 
 
 def test_rolling_equals_the_evaluation_of_the_same_text(run_dir: Path, model: PerceiverAR, tmp_path: Path) -> None:
-    from lm_eval.api.instance import Instance
-
-    from pretrain.evaluation.harness_model import HarnessModel
-
     text, out = tmp_path / "text.txt", tmp_path / "evaluation.json"
     content = TEXTS[0]["text"][: 14 * LATENTS]  # whole windows: only the end token behind it makes one more
     text.write_text(content)
@@ -190,18 +188,53 @@ def end_token_nats(model: PerceiverAR, text: str) -> float:
         return -float(model(ids, CONTEXT - LATENTS).logits[0, -1].log_softmax(-1)[tokenizer.end_id])
 
 
-def test_a_harness_that_is_not_installed_is_named(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+def test_a_long_answer_leaves_the_prompt_half_of_the_context(run_dir: Path, model: PerceiverAR) -> None:
+    harness = HarnessModel(TrainedModel.find(run_dir), 2, torch.device("cpu"))
+    prompts = [first + "this much of the prompt is read" for first in ("what is before, ", "or something else ")]
+    options = {"until": [], "max_gen_toks": 1000}
+    one, other = harness.generate_until([Instance("generate_until", {}, (text, options), 0) for text in prompts])
+    assert one == other  # of both, the last half of the context is read
+    ids = torch.tensor([ByteTokenizer().encode(prompts[0][-CONTEXT // 2 :]).tolist()])
+    with torch.no_grad():
+        first = int(model(ids, CONTEXT // 2 - LATENTS // 2).logits[0, -1].argmax())
+    assert one.startswith(ByteTokenizer().decode([first]))
+
+
+def test_a_harness_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(InputError, match=r"--tasks: lambada need lm-eval .*pip install .\[eval\]"):
-        _run(run_dir, "lambada", None)
+        load_tasks(["lambada"], None)
 
 
 @pytest.mark.slow
-def test_unknown_tasks_are_named(run_dir: Path, tasks: Path) -> None:
+def test_unknown_tasks_are_named(tasks: Path) -> None:
     with pytest.raises(InputError, match="--tasks: lm-eval has no task chosing"):
-        _run(run_dir, "chosing", tasks)
+        load_tasks(["choosing", "chosing"], tasks)
 
 
-def _run(run_dir: Path, task: str, include_path: Path | None) -> None:
-    model = TrainedModel.find(run_dir)
-    run_harness(model, [task], include_path=include_path, limit=None, batch=1, device=torch.device("cpu"))
+def test_tasks_that_cannot_be_loaded_are_named_before_any_is_run(run_dir: Path, tasks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    description = (tasks / "rolling.yaml").read_text()
+    for name, old, new in [("lost", ".jsonl", ".gone"), ("odd", "likelihood_rolling", "likelihood_falling")]:
+        (tmp_path / f"{name}.yaml").write_text(description.replace('"rolling"', name).replace(old, new))
+        with pytest.raises(InputError, match=f"--tasks: {name} cannot be loaded: "):
+            evaluate_tasks(run_dir, f"copy,{name}", tmp_path, out)
+    assert not out.exists()
+
+
+def test_what_was_measured_before_a_task_fails_is_kept(
+    run_dir: Path, tasks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.json"
+    monkeypatch.setattr(HarnessModel, "generate_until", fail)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_tasks(run_dir, "choosing,writing,copy", tasks, out)
+    assert json.loads(out.read_text())["tasks"].keys() == {"copy", "choosing"}
+
+
+def evaluate_tasks(run_dir: Path, tasks: str, include_path: Path, out: Path) -> None:
+    options = ["--tasks", tasks, "--include-path", str(include_path), "--out", str(out), "--limit", "1"]
+    evaluate_main(["--checkpoint", str(run_dir), *options])

@@ -158,6 +158,7 @@ def test_ranks_add_up_and_call_the_model_equally_often(
     whole = evaluate()
     assert len(set(calls)) == 1
     torch.testing.assert_close(sum(r.nll for r in results), whole.nll, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sum(r.correct for r in results), whole.correct, rtol=0, atol=0)
     assert sum(r.tokens for r in results) == whole.tokens == TOKENS - 1
 
 
