@@ -26,7 +26,8 @@ from pretrain.engine import Engine, Judge, Update
 from pretrain.hardware import matmul_peak, peak_memory_gib
 from pretrain.progress import Progress
 from pretrain.stability import not_finite
-from pretrain.startup import DTYPES, build_task
+from pretrain.startup import build_task
+from pretrain.trained_model import DTYPES
 from pretrain.training_step import train_step
 
 BASELINE = "reference"

@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from perceiver_ar.hub import REPOSITORY
 from perceiver_ar.models.config import PRESETS, PerceiverARConfig
 from pretrain.corpus.copying import CopyTask
 from pretrain.corpus.direct.config import StreamConfig
@@ -308,7 +309,7 @@ class HubSection(Section):
     @field_validator("repo")
     @classmethod
     def _has_an_owner(cls, value: str) -> str:
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        if not re.fullmatch(REPOSITORY, value):
             raise ValueError(f"must be owner/name, not {value!r}")
         return value
 

@@ -82,8 +82,9 @@ class _Work:
         name, size = self._measure
         left = self.total - self.done
         # More than all there should be: compressed files hold more than their size, how much more shows at their end.
-        of_all = f" of {self.total / size:,.1f}" if left >= 0 else ""
-        text = f"{self._label}: {self.done / size:,.1f}{of_all} {name}"
+        digits = 0 if size == 1 else 1
+        of_all = f" of {self.total / size:,.{digits}f}" if left >= 0 else ""
+        text = f"{self._label}: {self.done / size:,.{digits}f}{of_all} {name}"
         done_now = self.done - self._done_before
         if not done_now:
             return text

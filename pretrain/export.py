@@ -17,6 +17,7 @@ from contextlib import suppress
 
 from rich.console import Console
 
+from perceiver_ar.hub import REPOSITORY
 from pretrain.command_line import ArgumentParser
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.hub.upload import HubUnavailable, make_repository, upload_folder
@@ -45,7 +46,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     arguments.max_shard_size = parse_size(arguments.max_shard_size)
     repo = arguments.push_to_hub
-    if repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+    if repo is not None and not re.fullmatch(REPOSITORY, repo):
         raise InputError(f"--push-to-hub: {repo!r} is no name of a repository, which is OWNER/NAME")
     if arguments.private and repo is None:
         raise InputError("--private: says how to make the repository of --push-to-hub, which is missing")
@@ -92,7 +93,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_destination(out: Path) -> None:
-    """Raises `InputError` where `out` holds anything but an earlier export."""
+    """Raises `InputError` where `out` holds anything but an earlier export, or is where the user is."""
+    if out.resolve() == Path.cwd():
+        raise InputError(f"--out: {out} is the current folder, which an export would replace; name another")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:

@@ -34,10 +34,10 @@ def find_model(name: str | Path) -> TrainedModel | ExportedModel:
         return TrainedModel.find(path)
     try:
         return ExportedModel(str(name), local_folder(name))
-    except FileNotFoundError as error:
-        raise InputError(_line(error)) from error
     except ConnectionError as error:
         raise Unavailable(_line(error)) from error
+    except OSError as error:
+        raise InputError(_line(error)) from error
 
 
 @dataclass(frozen=True)

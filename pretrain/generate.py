@@ -23,7 +23,7 @@ from torch import Tensor
 from pretrain.command_line import ArgumentParser
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.exported_model import ExportedModel, find_model
-from pretrain.trained_model import TrainedModel
+from pretrain.trained_model import DTYPES, TrainedModel
 
 if TYPE_CHECKING:  # transformers takes seconds to import: bad input is not to wait for it
     from transformers import PreTrainedTokenizerFast
@@ -34,7 +34,6 @@ EXAMPLES = """\
   git diff | python pretrain/generate.py --checkpoint owner/name@step-1000 --prompt-file - --prompt-lookup 10
 """
 INTERRUPTED = 128 + signal.SIGINT
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SAMPLING = {"temperature": 0.8, "top_k": 0, "top_p": 0.95}
 CANDIDATES = 4
 NOT_WITH = {
@@ -101,6 +100,8 @@ def check_combinations(arguments: argparse.Namespace) -> None:
         for other in others if getattr(arguments, way) else ():
             if getattr(arguments, other) is not None:
                 raise InputError(f"{option(other)}: has no meaning with {option(way)}; leave one of them out")
+    if arguments.prompt_lookup is not None and arguments.latent_policy != "sliding":
+        raise InputError("--latent-policy: --prompt-lookup needs sliding")
 
 
 def option(name: str) -> str:
@@ -131,7 +132,8 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         read = sys.stdin.buffer.read() if standard_input else Path(arguments.prompt_file).read_bytes()
         return read.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--prompt-file: cannot read {arguments.prompt_file} as UTF-8 text: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 text: {error}"
+        raise InputError(f"--prompt-file: cannot read {arguments.prompt_file}: {reason}") from error
 
 
 def write_continuation(model: TrainedModel | ExportedModel, prompt: str, arguments: argparse.Namespace) -> None:
@@ -157,6 +159,7 @@ def write_continuation(model: TrainedModel | ExportedModel, prompt: str, argumen
     try:
         [sequence] = hf_model.generate(torch.tensor([ids], device=device), **options)
     except ValueError as error:
+        printer.end()
         line, _, _ = str(error).partition("\n")
         raise InputError(f"{model.name}: {line}") from error
     if arguments.num_beams is not None:
@@ -211,7 +214,8 @@ class TextPrinter:
             self._printed = len(self._text())
 
     def end(self) -> None:
-        print(self._text()[self._printed :])
+        if self._ids:
+            print(self._text()[self._printed :], flush=True)
 
     def _text(self) -> str:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True)  # type: ignore[return-value]

@@ -26,9 +26,8 @@ from pretrain.corpus import Corpus
 from pretrain.corpus.tokenizers import BYTES
 from pretrain.errors import InputError
 from pretrain.model_card import write_card
-from pretrain.trained_model import TrainedModel
+from pretrain.trained_model import DTYPES, TrainedModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHARD_BYTES = 5 * 10**9
 TRAINING = "training.json"
 WRAPPED = "model."
@@ -54,6 +53,7 @@ def export(
 
     Raises `InputError` where the disk refuses, or the tokenizer has no exact fast counterpart.
     """
+    out = out.resolve()  # a link keeps pointing to it
     temporary, old = (out.with_name(f".{kind}-{out.name}") for kind in ("tmp", "old"))
     try:
         for leftover in (temporary, old):
@@ -68,7 +68,7 @@ def export(
         os.rename(temporary, out)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"--out: cannot write {out}: {error}") from error
+        raise InputError(f"{out}: is not written: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

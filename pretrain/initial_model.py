@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -35,8 +35,8 @@ class InitialModel:
     tokenizer: str | None
     """Its name, where the model tells."""
     tokenizer_hash: str | None
-    weights: Callable[[], Mapping[str, Tensor]]
-    """Reads them; raises OSError or ValueError where they are damaged."""
+    weights: Callable[[], Iterable[tuple[str, Tensor]]]
+    """Reads them, one after another where it can; raises OSError or ValueError where they are damaged."""
 
     def misfits(self, own: PerceiverARConfig) -> Iterator[str]:
         """What in a run's architecture the weights do not go with."""
@@ -58,7 +58,7 @@ def open_initial_model(name: str) -> InitialModel:
         if (path / "state.json").is_file() or (path / "checkpoints").is_dir():
             return _of_run(name)
         return _of_source(name)
-    except ConnectionError as error:
+    except (ConnectionError, Unavailable) as error:
         raise Unavailable(f"model.init_from: {error}") from error
     except (InputError, OSError, ValueError) as error:
         raise InputError(f"model.init_from: {error}") from error
@@ -68,18 +68,17 @@ def open_initial_model(name: str) -> InitialModel:
 
 
 def _of_run(name: str) -> InitialModel:
-    from pretrain.checkpoint import load_weights
+    from pretrain.checkpoint import CheckpointReader
     from pretrain.trained_model import TrainedModel
 
     trained = TrainedModel.find(Path(name))
     data = trained.state["data"]
-    return InitialModel(
-        name,
-        trained.architecture,
-        data["tokenizer"],
-        data["tokenizer_hash"],
-        lambda: load_weights(trained.checkpoint)[1],
-    )
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        reader = CheckpointReader(trained.checkpoint)
+        return ((weight, reader.whole("weight", weight)) for weight in reader.state["shapes"])
+
+    return InitialModel(name, trained.architecture, data["tokenizer"], data["tokenizer_hash"], weights)
 
 
 def _of_source(name: str) -> InitialModel:
@@ -90,5 +89,9 @@ def _of_source(name: str) -> InitialModel:
     file = None if source.folder is None else source.folder / "training.json"
     training = read_json(file) if file is not None and file.is_file() else {}
     return InitialModel(
-        name, source.architecture, training.get("tokenizer"), training.get("tokenizer_hash"), source.weights
+        name,
+        source.architecture,
+        training.get("tokenizer"),
+        training.get("tokenizer_hash"),
+        lambda: source.weights().items(),
     )

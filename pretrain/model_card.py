@@ -132,6 +132,8 @@ def _eval_results(results: Results) -> list[EvalResult]:
         EvalResult(task_type=TASK, dataset_type=task, dataset_name=task, metric_type=metric, metric_value=value)
         for task, metrics in results["tasks"].items()
         for metric, value in metrics.items()
+        # Neither parts of what another metric sums up, nor how sure it is.
+        if not any(metric.startswith(f"{other}, ") for other in metrics) and "_stderr" not in metric
     ]
     return texts + tasks
 

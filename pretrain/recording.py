@@ -14,7 +14,7 @@ from pretrain.distributed import Ranks
 from pretrain.hardware import matmul_peak, peak_memory_gib
 from pretrain.metrics import MetricsLog, Record
 from pretrain.progress import Interval, Progress
-from pretrain.startup import DTYPES
+from pretrain.trained_model import DTYPES
 from pretrain.training_step import StepResult, skipped_record
 
 

@@ -18,8 +18,7 @@ from pretrain.engine import Engine, accumulation_steps
 from pretrain.initial_model import open_initial_model
 from pretrain.progress import Progress
 from pretrain.tasks.causal_lm import CausalLM
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+from pretrain.trained_model import DTYPES
 
 
 def build_task(config: RunConfig, checkpoint: Path | None) -> CausalLM:
@@ -48,8 +47,10 @@ def _load_weights(model: PerceiverAR, checkpoint: Path) -> None:
 
 
 def _load_initial_weights(model: PerceiverAR, name: str) -> None:
+    weights = dict(model.named_parameters())
     try:
-        model.load_state_dict(open_initial_model(name).weights())
+        for own, weight in open_initial_model(name).weights():
+            weights[own].data.copy_(weight)
     except (OSError, ValueError) as error:
         raise RanksError(f"model.init_from: {error}") from error
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:  # transformers takes seconds to import: bad input is not to w
 
     from perceiver_ar.hf import PerceiverARForCausalLM
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""By the names that configurations and options have for them."""
+
 
 @dataclass(frozen=True)
 class TrainedModel:
@@ -72,7 +75,7 @@ class TrainedModel:
     @property
     def dtype(self) -> torch.dtype:
         """What the run computed in."""
-        return torch.bfloat16 if self.config.train.precision == "bf16" else torch.float32
+        return DTYPES[self.config.train.precision]
 
     @property
     def architecture(self) -> PerceiverARConfig:

@@ -34,6 +34,9 @@ def main(argv: Sequence[str]) -> int:
     uploader = Uploader(Outbox(run_dir, config.hub, config.train.steps))
     uploader.finish()
     try:
+        if not uploader.tend():
+            print(f"hub             {config.hub.repo} has everything already", flush=True)
+            return DONE
         while uploader.tend():
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:

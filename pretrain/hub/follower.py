@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from pretrain.config import RunConfig
+from pretrain.distributed.stopping import SIGNALS
 from pretrain.errors import DONE, FAILED, InputError, run_command
 from pretrain.hub.outbox import Outbox
 from pretrain.hub.uploader import POLL_SECONDS, Uploader, warn
@@ -22,6 +25,10 @@ FINISH = "finish\n"
 
 def main(argv: Sequence[str]) -> int:
     keep_going_without_output()
+    for number in SIGNALS:  # to all processes of a job: the run decides when it ends, and this one ends with it
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, not the run's own is to go
     config = validate(RunConfig, json.loads(sys.stdin.readline()))
     assert config.hub is not None
     finishing = threading.Event()

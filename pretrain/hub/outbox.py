@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from pretrain.checkpoint import checkpoint_path, checkpoints_of, step_of
 from pretrain.config import HubSection
+from pretrain.errors import Unavailable
 from pretrain.hub.record import HUB_FOLDER, Upload, exported_steps, read_uploads, wanted, write_uploads
 from pretrain.run_lock import hold_run
 
@@ -34,7 +35,10 @@ class Outbox:
         self.section = section
         self._run_dir, self._last = run_dir, last_step
         self._folder = run_dir / HUB_FOLDER
-        hold_run(self._folder)
+        try:
+            hold_run(self._folder)
+        except Unavailable as error:
+            raise Unavailable(f"{run_dir}: another process uploads its checkpoints; wait for its end") from error
         for unfinished in self._folder.glob(".*-step-*"):
             shutil.rmtree(unfinished, ignore_errors=True)
         self._sent = read_uploads(run_dir)
@@ -86,8 +90,8 @@ class Outbox:
         """Note that it has arrived, and forget a folder that has arrived everywhere. Raises OSError."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self._sent.append(Upload(self.section.repo, parcel.step, parcel.revision, url, now))
+        self._drop_sent()  # first: a full disk refuses the record, and this makes room
         write_uploads(self._run_dir, self._sent)
-        self._drop_sent()
 
     def drop(self, step: int) -> None:
         """Raises OSError."""

@@ -41,7 +41,8 @@ class UploadProcess:
         self._section, self._run_dir = section, config.run.dir
         self._is_ending = False
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "pretrain.hub.follower"],
+            # -P: what lies in the current folder is not to be imported.
+            [sys.executable, "-P", "-m", "pretrain.hub.follower"],
             env=_environment(),
             stdin=subprocess.PIPE,
             start_new_session=True,  # a Ctrl-C is for the run
@@ -64,6 +65,7 @@ class UploadProcess:
         while self._process.poll() is None and not stop and time.monotonic() < deadline:
             time.sleep(0.1)
         if self._process.poll() != 0:
+            self._process.kill()  # what is half sent is taken up; it is to say nothing behind the run's last words
             warn(f"not everything is uploaded: `python -m pretrain.hub {self._run_dir}` does the rest")
 
     def _say(self, line: str) -> None:

@@ -5,6 +5,7 @@ What is there already is not sent again: the Hub knows large files by their hash
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,7 +102,7 @@ def _connect(repo: str) -> Iterator[HfApi]:
 @cache
 def _set_up_client() -> None:
     from huggingface_hub import set_client_factory
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import disable_progress_bars, logging
     from huggingface_hub.utils._http import default_client_factory
 
     def client() -> Any:
@@ -110,11 +111,13 @@ def _set_up_client() -> None:
         return made
 
     set_client_factory(client)
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     logging.set_verbosity_error()  # it warns of every attempt, with the signed URLs of the storage
 
 
 def _explain(error: Exception, repo: str, token: str) -> InputError:
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     def clean(text: object) -> str:
         line = next(iter(str(text).strip().splitlines()), "")
@@ -122,6 +125,8 @@ def _explain(error: Exception, repo: str, token: str) -> InputError:
 
     if isinstance(error, HFValidationError):
         return InputError(f"{repo}: no name of a repository, which is owner/name: {clean(error)}")
+    if isinstance(error, OfflineModeIsEnabled):
+        return InputError(f"{repo}: HF_HUB_OFFLINE is set: unset it to upload")
     answer = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)
     if answer is None:
         root = list(_causes(error))[-1]

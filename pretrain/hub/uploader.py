@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from pretrain.errors import InputError
 from pretrain.hub.outbox import Outbox, Parcel
@@ -29,17 +30,16 @@ class Uploader:
         self._outbox = outbox
         self._exporting, self._uploading = Trouble(), Trouble()
         self._thread = ThreadPoolExecutor(1, "upload")
-        self._under_way: tuple[Parcel, Future[str]] | None = None
+        self._under_way: tuple[Parcel | None, Future[Any]] | None = None
+        """What is being sent, None before the first; checkpoints must not wait for it to be exported."""
         self._problem: str | None = None
         """Why something that is due is not exported."""
         self._finishing = False
 
     def greet(self) -> None:
         """Make the repository: a token that will not do is better known at the start than at the first checkpoint."""
-        try:
-            make_repository(self._outbox.section.repo, private=self._outbox.section.private)
-        except InputError as error:
-            self._upload_failed(error)
+        section = self._outbox.section
+        self._under_way = None, self._thread.submit(make_repository, section.repo, private=section.private)
 
     def finish(self) -> None:
         """There will be no further checkpoints: from now on `tend` raises what will not pass by itself."""
@@ -80,8 +80,8 @@ class Uploader:
 
     def _export_if_room(self, step: int) -> bool:
         """False where only newer ones wait, as many as may."""
-        under_way = self._under_way[0].step if self._under_way is not None else None
-        waiting = [other for other in self._outbox.waiting() if other != under_way]
+        sending = self._under_way[0] if self._under_way is not None else None
+        waiting = [other for other in self._outbox.waiting() if sending is None or other != sending.step]
         is_full = len(waiting) >= MAX_WAITING
         if is_full and step < waiting[-1]:
             return False
@@ -96,7 +96,7 @@ class Uploader:
         message = f"Step {parcel.step:,}"
         return attempt_upload(parcel.folder, section.repo, parcel.revision, private=section.private, message=message)
 
-    def _conclude(self, parcel: Parcel, attempt: Future[str]) -> None:
+    def _conclude(self, parcel: Parcel | None, attempt: Future[Any]) -> None:
         self._under_way = None
         try:
             url = attempt.result()
@@ -104,6 +104,8 @@ class Uploader:
             self._upload_failed(error)
             return
         self._uploading.forget()
+        if parcel is None:
+            return
         print(f"hub             {parcel.revision} uploaded: {url}", flush=True)
         try:
             self._outbox.sent(parcel, url)

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from pretrain import console as console_module
-from pretrain.console import MEGABYTES, show_progress
+from pretrain.console import MEGABYTES, Measure, show_progress
 
 
 def shown(monkeypatch, steps, **arguments) -> list[str]:
@@ -34,6 +34,14 @@ def test_what_was_done_before_counts_but_not_towards_the_rate(monkeypatch):
     lines = shown(monkeypatch, [(10, 10)], done=80_000_000)
     assert lines[0] == "work: 90.0 of 100.0 MB, 1.0 MB/s, ETA 0:00:10"
     assert shown(monkeypatch, [], done=100_000_000) == ["work: 100.0 of 100.0 MB"]
+
+
+def test_what_is_counted_has_no_fractions(monkeypatch):
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: 0.0)
+    file = io.StringIO()
+    with show_progress(Console(file=file), "work", 2000, Measure("texts", 1)) as advance:
+        advance(1000)
+    assert file.getvalue().startswith("work: 1,000 of 2,000 texts, ")
 
 
 def test_the_total_may_turn_out_otherwise(monkeypatch):

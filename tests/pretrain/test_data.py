@@ -87,6 +87,8 @@ def test_ranks_and_interruptions_do_not_change_what_is_trained_on(runs: Path, ki
     validations = [records(runs / f"{kind}-{which}", "validation") for which in (other, "whole")]
     losses = [[record["loss"] for record in validation] for validation in validations]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    accuracies = [validation[-1]["accuracy"] for validation in validations]
+    assert accuracies[0] == pytest.approx(accuracies[1], rel=0.1) and 0 < accuracies[0] < 1
 
 
 @pytest.fixture

@@ -222,12 +222,27 @@ def test_an_export_replaces_nothing_but_an_export(run_dir: Path, tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_an_export_stays_where_a_link_points_to(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    for _ in range(2):
+        assert export.main(["--checkpoint", str(run_dir), "--out", str(tmp_path / "out")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "out"]
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "disk" / "config.json").is_file()
+
+
+def test_the_current_folder_is_not_pulled_away(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^--out: \. is the current folder"):
+        export.main(["--checkpoint", str(run_dir), "--out", "."])
+
+
 def test_a_failed_export_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="--out: cannot write"):
+    with pytest.raises(InputError, match="is not written: "):
         export.main(["--checkpoint", str(run_dir), "--out", str(tmp_path / "file" / "out")])
     for full_at in (2_000, 60_000):  # in the tokenizer, in the weights
-        with refused_writes(full_at), pytest.raises(InputError, match="--out: cannot write"):
+        with refused_writes(full_at), pytest.raises(InputError, match="is not written: "):
             export.main(["--checkpoint", str(run_dir), "--out", str(tmp_path / "full")])
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from perceiver_ar.hf import PerceiverARForCausalLM
 from pretrain import generate
 from pretrain.checkpoint import checkpoint_path
 from pretrain.errors import InputError
@@ -165,13 +167,24 @@ def test_characters_are_printed_whole_and_at_once(
         (["--penalty-alpha", "0.5", "--greedy"], "--penalty-alpha: has no meaning with --greedy"),
         (["--greedy", "--temperature", "2"], "--temperature: has no meaning with --greedy"),
         (["--prompt-lookup", "3", "--num-beams", "2"], "--num-beams: has no meaning with --prompt-lookup"),
-        (["--prompt-lookup", "3", "--latent-policy", "refresh"], "latent_policy='sliding'"),
+        (["--prompt-lookup", "3", "--latent-policy", "refresh"], "--latent-policy: --prompt-lookup needs sliding"),
         (["--latent-policy", "slide"], "--latent-policy"),
     ],
 )
 def test_bad_options_are_named(run_dir: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         generate.main(["--checkpoint", str(run_dir), "--prompt", "x", *arguments])
+
+
+def test_what_decoding_refuses_is_told_on_a_line_of_its_own(run_dir: Path, monkeypatch, capsys) -> None:
+    def refuse(self: PerceiverARForCausalLM, input_ids: Tensor, *, streamer: generate.TextPrinter, **_: object) -> None:
+        streamer.put(input_ids)
+        raise ValueError("not so")
+
+    monkeypatch.setattr(PerceiverARForCausalLM, "generate", refuse)
+    with pytest.raises(InputError, match="not so"):
+        generate.main(["--checkpoint", str(run_dir), "--prompt", "x"])
+    assert capsys.readouterr().out == "x\n"
 
 
 def test_prompts_that_are_no_text_are_refused(run_dir: Path, tmp_path: Path) -> None:

@@ -78,7 +78,8 @@ def test_the_card_tells_data_training_and_validation(make_card: Callable[..., Mo
 def test_evaluation_of_the_same_checkpoint_replaces_validation(
     make_card: Callable[..., ModelCard], run_dir: Path
 ) -> None:
-    (run_dir / "evaluation.json").write_text(json.dumps(results(tasks={"passkey": {"accuracy": 0.75}})))
+    passkey = {"accuracy": 0.75, "accuracy, 64 tokens, 50% deep": 0.5, "accuracy_stderr": 0.1}
+    (run_dir / "evaluation.json").write_text(json.dumps(results(tasks={"passkey": passkey})))
     card = make_card()
     assert metrics_of(card) == {
         ("shards", "bits_per_byte"): 2.12346,
@@ -90,6 +91,7 @@ def test_evaluation_of_the_same_checkpoint_replaces_validation(
     assert "| shards | 5,000 | 2.1235 | 4.5000 | 1,234.5000 | 0.5000 |" in card.text
     assert "| 48 | 2.1000 | +0.4000 |" in card.text
     assert "| passkey | accuracy | 0.7500 |" in card.text
+    assert "| passkey | accuracy, 64 tokens, 50% deep | 0.5000 |" in card.text
 
     of_another = make_card(checkpoint_path(run_dir, 10))
     assert metrics_of(of_another)["shards", "bits_per_byte"] == 7.5

@@ -32,7 +32,6 @@ def use_hub(hub: HubServer, environment: dict[str, str], monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_TOKEN", environment["HF_TOKEN"])
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", environment["HF_HOME"] + "/token")
 
 

@@ -174,6 +174,16 @@ def test_a_hub_out_of_reach_is_one_line(
         send(make_folder())
 
 
+def test_offline_mode_is_no_outage(
+    hub: HubServer, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=r"^me/model: HF_HUB_OFFLINE is set: unset it to upload$") as caught:
+        send(make_folder())
+    assert not isinstance(caught.value, HubUnavailable)
+    assert not hub.requests
+
+
 def test_a_hub_that_falls_silent_is_given_up(
     hub: HubServer, make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

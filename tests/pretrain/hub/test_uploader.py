@@ -1,5 +1,6 @@
 """Checkpoints of a run reach the Hub however long it is away, in a bounded folder, with few words."""
 
+import errno
 import os
 import shutil
 import time
@@ -205,6 +206,27 @@ def test_a_refusal_is_told_once_and_tried_slowly(
     assert branches(hub) == {"step-10", "step-20", "main"}
 
 
+def test_checkpoints_are_exported_while_the_hub_is_silent(hub: HubServer, run: Path, open_uploader) -> None:
+    uploading = open_uploader()
+    with hub.lock:
+        uploading.greet()
+        tend(uploading, until=lambda: folders(run) == {"step-10", "step-20"})
+    tend(uploading)
+    assert branches(hub) == {"step-10", "step-20", "main"}
+
+
+def test_what_has_arrived_leaves_a_full_disk(hub: HubServer, run: Path, open_uploader, monkeypatch, capsys) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    uploading = open_uploader()
+    with monkeypatch.context() as full:
+        full.setattr("pretrain.hub.outbox.write_uploads", refuse)
+        tend(uploading)
+    assert folders(run) == set()
+    assert capsys.readouterr().err.count("could not be written down") == 2
+
+
 def test_at_the_end_a_refusal_is_final_and_an_outage_is_not(hub: HubServer, open_uploader) -> None:
     hub.faults = [Fault(COMMIT, 503, times=3), Fault(COMMIT, 403)]
     uploading = open_uploader()
@@ -241,7 +263,7 @@ def test_another_repository_gets_everything(hub: HubServer, run: Path, open_uplo
 def test_two_at_a_time_are_kept_apart(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pretrain.run_lock.LAST_MOMENTS", 0.1)
     first = Outbox(run, SECTION, 20)
-    with pytest.raises(Unavailable, match="is in use"):
+    with pytest.raises(Unavailable, match="another process uploads its checkpoints"):
         Outbox(run, SECTION, 20)
     assert first.due() == [20, 10]
 
