@@ -28,7 +28,7 @@ EXAMPLES = """\
 """
 ARMS = {
     "dynamic": "generate()",
-    "static": "generate(), static cache",
+    "compiled": "generate(), static cache, compiled steps",
     "concatenating": "the plain way: a concatenating cache",
 }
 CONTEXTS = (2048, 4096, 8192, 16_384, 32_768, 65_536)
@@ -54,7 +54,7 @@ def print_report(result: dict[str, Any]) -> None:
     console.print()
     console.print(contexts)
     facts = {
-        "speed-up": f"{result['over_concatenating']:.2f}x the plain way, {result['over_peer']:.2f}x perceiver-io's",
+        "speed-up": "{dynamic:.2f}x the plain way, compiled {compiled:.2f}x".format(**result["over_concatenating"]),
         "decoding": f"{result['parameters']:,} parameters, prompt of {result['prompt']:,} tokens, {result['tokens']} "
         "new ones, greedy, batch 1, fp32",
         **{name: result[name] for name in ("hardware", "software", "commit", "command", "date")},
