@@ -30,7 +30,8 @@ def local_folder(name: str | Path) -> Path:
     there are no others. Without a connection, what the cache holds will do.
 
     Raises:
-        FileNotFoundError: there is neither such a folder nor such a model, or it is not for this user's token.
+        FileNotFoundError: there is neither such a folder nor such a model, or this user may not know of it.
+        PermissionError: the Hub refuses the token, or wants one.
         ConnectionError: the Hub cannot be reached, or refuses for now, and the cache does not hold the model.
         OSError: the cache cannot be written.
     """
@@ -41,8 +42,12 @@ def local_folder(name: str | Path) -> Path:
     if match is None:
         raise FileNotFoundError(f"{name}: no such folder, and not owner/name[@revision] of a model on the Hub")
     folder = _download(match["repository"], match["revision"], _FILES)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{name}: is no model, the repository has no config.json")
     if not any(folder.glob("*.safetensors")):
         _download(match["repository"], match["revision"], _PICKLES)
+        if not any(folder.glob("*.bin")):
+            raise FileNotFoundError(f"{name}: is no model, the repository has neither *.safetensors nor *.bin")
     return folder
 
 
@@ -50,16 +55,18 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> Pat
     # Takes a second to import, which local folders need not wait for.
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
+        HfHubHTTPError,
         HFValidationError,
         HTTPError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars, logging
 
     if not sys.stderr.isatty():
         disable_progress_bars()
+    logging.set_verbosity_error()  # it warns where no file matches, which is said here
     name = repository if revision is None else f"{repository}@{revision}"
     try:
         folder = snapshot_download(repository, revision=revision, allow_patterns=patterns, ignore_patterns=["*/*"])
@@ -72,7 +79,15 @@ def _download(repository: str, revision: str | None, patterns: list[str]) -> Pat
             f"{name}: no such folder, and no model on {constants.ENDPOINT} that you may read: log in or set HF_TOKEN "
             "if it is a private or gated one"
         ) from None
+    except UnicodeEncodeError:  # of the header that it goes into
+        raise PermissionError(f"{name}: the token is not ASCII: set HF_TOKEN to one, or run `hf auth login`") from None
     except (HTTPError, LocalEntryNotFoundError) as error:
+        answer = error if isinstance(error, HfHubHTTPError) else error.__cause__
+        if isinstance(answer, HfHubHTTPError) and (status := answer.response.status_code) in (401, 403):
+            raise PermissionError(
+                f"{name}: no such folder, and {constants.ENDPOINT} refuses the token, or the lack of one ({status}): "
+                "set HF_TOKEN to one that may read the model, or run `hf auth login`"
+            ) from None
         reason = str(error).strip().partition("\n")[0].removeprefix("Got: ")
         raise ConnectionError(f"{name}: no such folder, and {constants.ENDPOINT} does not answer: {reason}") from error
     except OSError as error:  # the cache is on a disk that is full, or not ours to write

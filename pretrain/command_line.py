@@ -12,8 +12,9 @@ from pretrain.errors import InputError
 class ArgumentParser(argparse.ArgumentParser):
     """Shows its examples as written, takes no abbreviations and reports a mistake as an `InputError`."""
 
-    def __init__(self, *, description: str | None, examples: str):
+    def __init__(self, *, description: str | None, examples: str, prog: str | None = None):
         super().__init__(
+            prog=prog,
             description=description,
             epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,

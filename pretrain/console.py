@@ -22,7 +22,7 @@ class Measure(NamedTuple):
 
 
 MEGABYTES = Measure("MB", 1e6)
-KILOTOKENS = Measure("k tokens", 1e3)
+TOKENS = Measure("tokens", 1)
 
 
 class Advance(Protocol):

@@ -25,10 +25,11 @@ import torch
 from rich.console import Console
 
 from pretrain.command_line import ArgumentParser
+from pretrain.console import print_line
 from pretrain.data import mixture_weights
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.evaluation.choosing import choose_texts
-from pretrain.evaluation.results import EVALUATION, Results, describe, write_results
+from pretrain.evaluation.results import EVALUATION, Results, is_in_model, write_results
 from pretrain.evaluation.scoring import Reading, TextScorer
 from pretrain.evaluation.strided import perplexity
 from pretrain.evaluation.tables import position_table, text_table
@@ -105,7 +106,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.tasks:
             options = {"include_path": arguments.include_path, "limit": arguments.limit}
             for task, metrics in run_tasks(model, arguments.tasks, console, device=device, batch=batch, **options):
-                keep_results(out, model, {"corpora": {}, "tasks": {task: metrics}})
+                keep_results(out, model, {"corpora": {}, "tasks": {task: metrics}}, console)
         if texts:
             reading = Reading(
                 stride=arguments.stride or latents,
@@ -118,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
             if arguments.data is None and isinstance(model, TrainedModel):
                 weights = mixture_weights(model.config, model.state["step"])
             scores = score_texts(TextScorer(model, device, reading, console), texts, weights, console)
-            keep_results(out, model, {**scores, "tasks": {}})
+            keep_results(out, model, {**scores, "tasks": {}}, console)
     console.print(f"written to {out}")
     return DONE
 
@@ -192,13 +193,17 @@ def score_texts(
     }
 
 
-def keep_results(out: Path, model: TrainedModel | ExportedModel, measured: Results) -> None:
+def keep_results(out: Path, model: TrainedModel | ExportedModel, measured: Results, console: Console) -> None:
     """Into the file, and into the card of an exported folder if the file lies there."""
-    results = write_results(out, {**describe(model), **measured})
-    if isinstance(model, ExportedModel) and out == model.folder / EVALUATION:
+    results, outdone = write_results(out, model, measured)
+    if outdone:
+        print_line(
+            console, f"{', '.join(outdone)}: results of the whole text are there and stay; --out keeps a sample's"
+        )
+    if is_in_model(out, model):
         from pretrain.model_card import update_evaluation
 
-        update_evaluation(model.folder, results)
+        update_evaluation(out.parent, results)
 
 
 if __name__ == "__main__":

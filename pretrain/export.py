@@ -80,6 +80,7 @@ def main(argv: Sequence[str]) -> int:
         corpora,
         arguments.out,
         name=repo or arguments.out.resolve().name,
+        loaded_as=repo or str(arguments.out),
         dtype=arguments.dtype,
         max_shard_size=arguments.max_shard_size,
         with_code=arguments.with_code,
@@ -88,6 +89,8 @@ def main(argv: Sequence[str]) -> int:
     step = f"{trained.state['step']:,}"
     print(f"exported step {step} of {trained.run_dir} to {arguments.out}")
     if repo is not None:
+        size = sum(path.stat().st_size for path in arguments.out.iterdir())
+        print(f"uploading {size / 1e6:,.1f} MB to {repo}", flush=True)
         print(upload_folder(arguments.out, repo, "main", private=arguments.private, message=f"Step {step}"))
     return DONE
 

@@ -31,6 +31,7 @@ def find_model(name: str | Path) -> TrainedModel | ExportedModel:
     if (path / CONFIG).is_file():
         return ExportedModel(path.resolve().name, path)
     if path.exists():
+        _check_is_trained(path)
         return TrainedModel.find(path)
     try:
         return ExportedModel(str(name), local_folder(name))
@@ -38,6 +39,16 @@ def find_model(name: str | Path) -> TrainedModel | ExportedModel:
         raise Unavailable(_line(error)) from error
     except OSError as error:
         raise InputError(_line(error)) from error
+
+
+def _check_is_trained(path: Path) -> None:
+    """Raises `InputError` where this is no folder of a model; names one that lies in it."""
+    if path.is_dir() and not (path / "checkpoints").is_dir() and not (path / "state.json").is_file():
+        near = next((f"; did you mean {file.parent}?" for file in sorted(path.glob(f"*/{CONFIG}"))), "")
+        raise InputError(
+            f"{path}: neither a run directory (no checkpoints/), nor a checkpoint (no state.json), nor an exported "
+            f"folder (no {CONFIG}){near}"
+        )
 
 
 @dataclass(frozen=True)

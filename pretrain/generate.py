@@ -38,8 +38,9 @@ SAMPLING = {"temperature": 0.8, "top_k": 0, "top_p": 0.95}
 CANDIDATES = 4
 NOT_WITH = {
     "greedy": ("temperature", "top_k", "top_p", "seed", "penalty_alpha"),
-    "penalty_alpha": ("temperature", "top_p", "seed", "num_beams", "prompt_lookup"),
-    "prompt_lookup": ("num_beams",),
+    "penalty_alpha": ("temperature", "top_p", "seed", "num_beams", "prompt_lookup", "assistant"),
+    "prompt_lookup": ("num_beams", "assistant"),
+    "assistant": ("num_beams",),
 }
 """Ways of decoding, and the options that they leave nothing to decide for."""
 
@@ -56,6 +57,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--temperature", type=float, metavar="T", help=f"default: {SAMPLING['temperature']}")
     add("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens only; 0 is all (default)")
     add("--top-p", type=float, metavar="P", help=f"... that make up this much probability ({SAMPLING['top_p']})")
+    add("--repetition-penalty", type=float, metavar="R", help="above 1 avoids tokens that are in the text (default: 1)")
     add("--seed", type=int, metavar="N", help="sample the same text again (default: another each time)")
     add("--greedy", action="store_true", help="always take the likeliest token")
     add("--num-beams", type=int, metavar="N", help="follow N texts and print the likeliest, at the end")
@@ -63,6 +65,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--penalty-alpha", type=float, metavar="A", help=contrast)
     lookup = "guess up to N tokens by what followed the same words before: faster where text repeats"
     add("--prompt-lookup", type=int, metavar="N", help=lookup)
+    assistant = "a smaller model that guesses tokens, which this one checks: faster, for the same text"
+    add("--assistant", metavar="DIR_OR_MODEL", help=assistant)
     add("--num-latents", type=int, metavar="N", help="tokens of the prompt that start as latents (half of max_latents)")
     policy = "what happens once all latents are in use: see docs/generation.md (default: %(default)s)"
     add("--latent-policy", choices=("sliding", "refresh"), default="sliding", help=policy)
@@ -80,6 +84,7 @@ def check_values(arguments: argparse.Namespace) -> None:
         "temperature": (lambda t: 0 < t < float("inf"), "greater than 0"),
         "top_k": (lambda k: k >= 0, "at least 0"),
         "top_p": (lambda p: 0 < p <= 1, "greater than 0 and at most 1"),
+        "repetition_penalty": (lambda r: 0 < r < float("inf"), "greater than 0"),
         "seed": (lambda n: 0 <= n < 2**32, "from 0 to 4294967295"),
         "num_beams": (lambda n: n >= 2, "at least 2"),
         "penalty_alpha": (lambda a: 0 < a <= 1, "greater than 0 and at most 1"),
@@ -100,8 +105,9 @@ def check_combinations(arguments: argparse.Namespace) -> None:
         for other in others if getattr(arguments, way) else ():
             if getattr(arguments, other) is not None:
                 raise InputError(f"{option(other)}: has no meaning with {option(way)}; leave one of them out")
-    if arguments.prompt_lookup is not None and arguments.latent_policy != "sliding":
-        raise InputError("--latent-policy: --prompt-lookup needs sliding")
+    for way in ("prompt_lookup", "assistant"):
+        if getattr(arguments, way) is not None and arguments.latent_policy != "sliding":
+            raise InputError(f"--latent-policy: {option(way)} needs sliding")
 
 
 def option(name: str) -> str:
@@ -116,7 +122,8 @@ def main(argv: Sequence[str]) -> int:
         most = model.architecture.max_latents
         if arguments.num_latents is not None and arguments.num_latents > most:
             raise InputError(f"--num-latents: {arguments.num_latents} is more than the model's max_latents ({most})")
-        write_continuation(model, prompt, arguments)
+        assistant = None if arguments.assistant is None else find_model(arguments.assistant)
+        write_continuation(model, assistant, prompt, arguments)
     except KeyboardInterrupt:
         print(flush=True)
         return INTERRUPTED
@@ -136,8 +143,13 @@ def read_prompt(arguments: argparse.Namespace) -> str:
         raise InputError(f"--prompt-file: cannot read {arguments.prompt_file}: {reason}") from error
 
 
-def write_continuation(model: TrainedModel | ExportedModel, prompt: str, arguments: argparse.Namespace) -> None:
-    """Print the prompt and what the model makes of it.
+def write_continuation(
+    model: TrainedModel | ExportedModel,
+    assistant: TrainedModel | ExportedModel | None,
+    prompt: str,
+    arguments: argparse.Namespace,
+) -> None:
+    """Print the prompt and what the model makes of it, with the help of the `assistant`, if any.
 
     Raises `InputError` where the model cannot be loaded, or cannot decode in the way asked for.
     """
@@ -146,14 +158,22 @@ def write_continuation(model: TrainedModel | ExportedModel, prompt: str, argumen
     logging.set_verbosity_error()
     tokenizer = model.tokenizer()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Documents begin behind the end of another one.
+    ids = tokenizer.encode(prompt, add_special_tokens=False, verbose=False) or [model.end_id]
+    check_room(model, len(ids), arguments.max_new_tokens)
+    options = decoding(arguments)
+    if assistant is not None:
+        check_room(assistant, len(ids), arguments.max_new_tokens)
+        if assistant.tokenizer().get_vocab() != tokenizer.get_vocab():
+            raise InputError(
+                f"--assistant: {assistant.name} has another tokenizer than {model.name}: name one of the same"
+            )
+        options["assistant_model"] = assistant.hf_model(DTYPES[arguments.dtype]).to(device)  # type: ignore[arg-type]
     hf_model = model.hf_model(DTYPES[arguments.dtype]).to(device)  # type: ignore[arg-type]
     if arguments.seed is not None:
         torch.manual_seed(arguments.seed)
-    # Documents begin behind the end of another one.
-    ids = tokenizer.encode(prompt, add_special_tokens=False, verbose=False) or [model.end_id]
 
     printer = TextPrinter(tokenizer, prompt)
-    options = decoding(arguments)
     if arguments.num_beams is None:
         options["streamer"] = printer
     try:
@@ -166,6 +186,16 @@ def write_continuation(model: TrainedModel | ExportedModel, prompt: str, argumen
         printer.put(sequence[: len(ids)])
         printer.put(sequence[len(ids) :])
         printer.end()
+
+
+def check_room(model: TrainedModel | ExportedModel, prompt: int, new: int) -> None:
+    """Raises `InputError` where learned positions end before so many tokens do."""
+    end = model.architecture.max_seq_len
+    if model.architecture.learned_positions and prompt + new > end:
+        raise InputError(
+            f"--max-new-tokens: {new} behind the prompt's {prompt} go beyond the {end} positions that {model.name} has "
+            "learned: ask for fewer, or shorten the prompt"
+        )
 
 
 def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -182,7 +212,7 @@ def decoding(arguments: argparse.Namespace) -> dict[str, Any]:
         options |= {"penalty_alpha": arguments.penalty_alpha, "top_k": arguments.top_k or CANDIDATES}
     if arguments.prompt_lookup is not None:
         options["prompt_lookup_num_tokens"] = arguments.prompt_lookup
-    for name in ("num_latents", "num_beams"):
+    for name in ("num_latents", "num_beams", "repetition_penalty"):
         if (value := getattr(arguments, name)) is not None:
             options[name] = value
     return options

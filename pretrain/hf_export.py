@@ -40,6 +40,7 @@ def export(
     out: Path,
     *,
     name: str,
+    loaded_as: str,
     dtype: str = "fp32",
     max_shard_size: int = SHARD_BYTES,
     with_code: bool = False,
@@ -47,9 +48,9 @@ def export(
 ) -> None:
     """Write the folder whole, in place of an earlier one, or not at all.
 
-    `name` is the model's in its card; `dtype` is a key of `DTYPES`; a file of weights has at most `max_shard_size`
-    bytes, or one tensor, and no more than such a file is ever in memory. `with_code` adds the model's source. The same
-    checkpoint and options give the same bytes.
+    `name` is the model's in its card, `loaded_as` what readers of the card give to transformers; `dtype` is a key of
+    `DTYPES`; a file of weights has at most `max_shard_size` bytes, or one tensor, and no more than such a file is ever
+    in memory. `with_code` adds the model's source. The same checkpoint, results and options give the same bytes.
 
     Raises `InputError` where the disk refuses, or the tokenizer has no exact fast counterpart.
     """
@@ -61,7 +62,7 @@ def export(
         temporary.mkdir(parents=True)
         _write_tokenizer(hf_tokenizer(trained, next(iter(corpora.values()))), temporary)
         _write_configuration(trained, temporary, dtype, with_code)
-        write_card(temporary, name, trained, corpora, with_code=with_code)
+        write_card(temporary, name, trained, corpora, loaded_as=loaded_as, with_code=with_code)
         _write_weights(trained, temporary, DTYPES[dtype], max_shard_size, console)
         if out.exists():
             os.rename(out, old)

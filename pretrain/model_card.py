@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from perceiver_ar.cost import count_parameters, training_flops_per_token
 from perceiver_ar.models.config import PerceiverARConfig
 from pretrain.corpus import Corpus
 from pretrain.curves import Curve, save_picture
+from pretrain.evaluation.passkey import PASSKEY, cell, cells_of
 from pretrain.evaluation.results import EVALUATION, Results
+from pretrain.evaluation.tables import shown_metrics
 from pretrain.files import replace_text
 from pretrain.metrics import read_records
 from pretrain.trained_model import TrainedModel
@@ -31,12 +33,15 @@ METRICS = {
 }
 """What is shown of a text, where it was measured: key in `Results` -> how people call it."""
 
+SHOWN = {"tokens": "tokens"} | METRICS
+HARNESS_METRICS = {"acc": "accuracy", "acc_norm": "accuracy, normalized by length"}
+
 USAGE = """\
 ```python
 import perceiver_ar.hf  # registers the model with transformers
 from transformers import pipeline
 
-generator = pipeline("text-generation", model="{name}")
+generator = pipeline("text-generation", model="{loaded_as}")
 print(generator("def main(", max_new_tokens=200)[0]["generated_text"])
 ```
 
@@ -51,20 +56,30 @@ The model's source is among its files, so that it also loads where `perceiver_ar
 ```python
 from transformers import pipeline
 
-generator = pipeline("text-generation", model="{name}", trust_remote_code=True)
+generator = pipeline("text-generation", model="{loaded_as}", trust_remote_code=True)
 ```"""
 
 
 def write_card(
-    folder: Path, name: str, trained: TrainedModel, corpora: dict[str, Corpus], *, with_code: bool = False
+    folder: Path,
+    name: str,
+    trained: TrainedModel,
+    corpora: dict[str, Corpus],
+    *,
+    loaded_as: str,
+    with_code: bool = False,
 ) -> None:
-    """Write the card of the model called `name`, and the picture of its validation curve where there is a curve.
+    """Write the card of the model called `name`, which its readers load as `loaded_as`, a path or a name on the Hub.
+
+    Beside it, the picture of its validation curve where there is a curve, and what the card tells of evaluation as
+    ``evaluation.json``, where results of the folder will gather.
 
     Raises OSError.
     """
     model = trained.architecture
     has_curve = _draw_validation(trained, folder / PICTURE)
-    results = measured(trained)
+    results = {"model": name, "checkpoint": None, **measured(trained)}
+    (folder / EVALUATION).write_text(json.dumps(results, indent=1) + "\n")
     data = ModelCardData(
         model_name=name,
         library_name="transformers",
@@ -81,7 +96,7 @@ def write_card(
         "## Data": "\n\n".join(_data(name, corpus) for name, corpus in corpora.items()),
         "## Evaluation": _evaluation(results),
         "## Use": (USAGE + (USAGE_OF_CODE if with_code else "")).format(
-            name=name, context=model.max_seq_len, latents=model.max_latents
+            loaded_as=loaded_as, context=model.max_seq_len, latents=model.max_latents
         ),
     }
     text = "\n\n".join(f"{title}\n\n{body}" for title, body in sections.items() if body)
@@ -103,14 +118,27 @@ def update_evaluation(folder: Path, results: Results) -> None:
 
 
 def measured(trained: TrainedModel) -> Results:
-    """What `evaluation.json` tells of this checkpoint; of the text, else what the run measured last before it."""
+    """What `evaluation.json` tells of this checkpoint; of the text, else what the run measured last before it.
+
+    All of a mixture is not left out of it; where the texts lay is.
+    """
     path, state = trained.run_dir / EVALUATION, trained.state
     found: Results = json.loads(path.read_text()) if path.is_file() else {}
     found = found if found.get("step") == state["step"] else {}
+    texts, mixed = {}, {}
     if found.get("split") == "validation":
-        return found
-    texts = {" and ".join(state["data"]["fingerprints"]): state["validation"]} if state["validation"] else {}
-    return {"split": "validation", "corpora": texts, "tasks": found.get("tasks", {})}
+        texts = found["corpora"]
+        mixed = {key: value for key, value in found.items() if key in ("split", "loss", *SHOWN) and len(texts) > 1}
+    elif validation := state["validation"]:
+        known = {key: value for key, value in validation.items() if key in ("loss", *SHOWN)}
+        texts = {" and ".join(state["data"]["fingerprints"]): known}
+    return {
+        "step": state["step"],
+        "trained_tokens": state["trained_tokens"],
+        "corpora": {name: {**text, "split": "validation", "location": None} for name, text in texts.items()},
+        **mixed,
+        "tasks": found.get("tasks", {}),
+    }
 
 
 def _eval_results(results: Results) -> list[EvalResult]:
@@ -119,7 +147,7 @@ def _eval_results(results: Results) -> list[EvalResult]:
             task_type=TASK,
             dataset_type=name.replace(" ", "-"),
             dataset_name=name,
-            dataset_split=results["split"],
+            dataset_split=of_text.get("split"),
             metric_type=metric,
             metric_name=label,
             metric_value=round(of_text[metric], 5),
@@ -129,13 +157,28 @@ def _eval_results(results: Results) -> list[EvalResult]:
         if of_text.get(metric) is not None
     ]
     tasks = [
-        EvalResult(task_type=TASK, dataset_type=task, dataset_name=task, metric_type=metric, metric_value=value)
+        EvalResult(
+            task_type=TASK,
+            dataset_type=task,
+            dataset_name=task,
+            metric_type="accuracy" if label.startswith("accuracy") else metric.partition(",")[0],
+            metric_name=label,
+            metric_value=value,
+        )
         for task, metrics in results["tasks"].items()
         for metric, value in metrics.items()
+        for label in [_metric_label(metric)]
         # Neither parts of what another metric sums up, nor how sure it is.
         if not any(metric.startswith(f"{other}, ") for other in metrics) and "_stderr" not in metric
     ]
     return texts + tasks
+
+
+def _metric_label(metric: str) -> str:
+    """A task's metric as people call it: ``acc_norm,strict`` is "accuracy, normalized by length, strict"."""
+    name, *rest = (part.strip() for part in metric.split(","))
+    label = ", ".join([HARNESS_METRICS.get(name, name.replace("_", " ")), *rest])
+    return re.sub(r"\d{4,}", lambda digits: f"{int(digits[0]):,}", label)
 
 
 def _draw_validation(trained: TrainedModel, path: Path) -> bool:
@@ -192,31 +235,46 @@ def _evaluation(results: Results) -> str:
     texts: dict[str, dict[str, Any]] = results["corpora"]
     parts = []
     if texts:
-        shown = dict(texts)
-        if len(texts) > 1:
-            shown["mixed as in training"] = results
-        split = f"{results['split'].capitalize()} text" if results["split"] else "Text"
-        parts += [f"{split}:", _text_table(shown)]
+        mixed = {"mixed as in training": results} if len(texts) > 1 and "bits_per_byte" in results else {}
+        parts += ["Text:", _text_table(texts | mixed)]
     for name, of_text in texts.items():
         if ablation := of_text.get("ablation"):
             rows = [(f"{r['prefix_tokens']:,}", f"{r['bits_per_byte']:.4f}", f"{r['gain']:+.4f}") for r in ablation]
             parts.append(f"With the prefix cut, on {name}:")
             parts.append(_table(("prefix left, tokens", "bits per byte", "gain"), rows, numbers=3))
-    if results["tasks"]:
-        rows = [
-            (task, metric, f"{value:,.4f}")
-            for task, metrics in results["tasks"].items()
-            for metric, value in metrics.items()
+    return "\n\n".join([*parts, *_tasks(results["tasks"])])
+
+
+def _tasks(tasks: dict[str, dict[str, float]]) -> Iterator[str]:
+    """Tables of all metrics, those of passkeys by length and depth."""
+    passkeys = cells_of(tasks.get(PASSKEY, {}))
+    cells = {cell(length, depth) for length, of_length in passkeys.items() for depth in of_length}
+    rows = [
+        (task, metric, value)
+        for task, metrics in tasks.items()
+        for metric, value in shown_metrics(metrics).items()
+        if metric not in cells
+    ]
+    if rows:
+        yield "Tasks:"
+        yield _table(("task", "metric", "value"), rows, numbers=1)
+    if passkeys:
+        depths = [f"{depth:.0%} deep" for depth in next(iter(passkeys.values()))]
+        found = [
+            (f"{length:,} tokens", *(f"{share:.0%}" for share in of_length.values()))
+            for length, of_length in passkeys.items()
         ]
-        parts += ["Tasks:", _table(("task", "metric", "value"), rows, numbers=1)]
-    return "\n\n".join(parts)
+        yield "Passkeys found, by length of the text and depth of the key in it:"
+        yield _table(("length", *depths), found, numbers=len(depths) + 1)
 
 
 def _text_table(texts: dict[str, dict[str, Any]]) -> str:
     known = {key for text in texts.values() for key, value in text.items() if value is not None}
-    columns = {key: label for key, label in ({"tokens": "tokens"} | METRICS).items() if key in known}
-    rows = [(name, *(_number(text.get(key)) for key in columns)) for name, text in texts.items()]
-    return _table(("text", *columns.values()), rows, numbers=len(columns))
+    columns = {key: label for key, label in SHOWN.items() if key in known}
+    rows = [
+        (name, text.get("split") or "", *(_number(text.get(key)) for key in columns)) for name, text in texts.items()
+    ]
+    return _table(("text", "split", *columns.values()), rows, numbers=len(columns))
 
 
 def _number(value: float | None) -> str:

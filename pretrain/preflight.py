@@ -18,7 +18,7 @@ from pretrain.corpus import Windows
 from pretrain.corpus.direct.config import StreamConfig
 from pretrain.corpus.samples import rows_of_rank
 from pretrain.corpus.tokenizers import load_tokenizer
-from pretrain.data import PreparedData, corpus_locations
+from pretrain.data import PreparedData, corpus_locations, open_corpora
 from pretrain.distributed.attempt import WORKER
 from pretrain.errors import InputError, Unavailable
 from pretrain.initial_model import InitialModel, open_initial_model
@@ -62,6 +62,29 @@ def check_run(config: RunConfig, world_size: int) -> None:
     ]
     if problems:
         raise InputError("; ".join(problems))
+
+
+def doubts(config: RunConfig) -> Iterator[str]:
+    """What may be a mistake in a configuration that `check_run` lets pass, one line each."""
+    initial = _initial_model(config)
+    if initial is None or initial.tokenizer_hash is not None:
+        return
+    ids = initial.architecture.vocab_size
+    for origin, vocab_size in _vocabularies(config):
+        if vocab_size != ids:
+            yield (
+                f"model.init_from: {initial.name} has {ids} ids and does not tell its tokenizer, that of {origin} has "
+                f"{vocab_size}: make sure that both mean the same tokens"
+            )
+
+
+def _vocabularies(config: RunConfig) -> Iterator[tuple[str, int]]:
+    """Of all that is trained on: where it is, and the size of its tokenizer's vocabulary."""
+    if (stream := config.data.stream) is not None:
+        yield stream.dataset, load_tokenizer(stream.tokenizer, stream.end_token).vocab_size
+        return
+    for name, corpus in open_corpora(config).items():
+        yield corpus_locations(config)[name][1], corpus.manifest.vocab_size
 
 
 def _batch_problems(config: RunConfig, world_size: int) -> Iterator[str]:

@@ -164,7 +164,9 @@ def _checkpoint_rows(run_dir: Path, verify: bool) -> Iterator[tuple[str, str]]:
 def _hub_rows(run_dir: Path) -> Iterator[tuple[str, str]]:
     uploads, waiting = read_uploads(run_dir), exported_steps(run_dir)
     if uploads:
-        last = uploads[-1]
+        # What was missed for long arrives last: the newest checkpoint is what people want, and main leads to it.
+        to_last = [upload for upload in uploads if upload.repo == uploads[-1].repo]
+        last = max(to_last, key=lambda upload: (upload.step, upload.revision == "main"))
         yield "hub", f"{last.revision} of {last.repo}, {_local(last.at)}, {last.url}"
     if waiting:
         steps = ", ".join(f"step-{step}" for step in waiting)

@@ -23,7 +23,7 @@ from pretrain.distributed.supervisor import Supervisor
 from pretrain.errors import ABORTED, DONE, STOPPED, InputError, TrainingAborted, run_command
 from pretrain.outcome import next_attempt, read_outcome, write_outcome
 from pretrain.output import keep_going_without_output
-from pretrain.preflight import check_run, other_run
+from pretrain.preflight import check_run, doubts, other_run
 from pretrain.run_lock import hold_run
 
 EXAMPLES = """\
@@ -80,6 +80,9 @@ def main(argv: Sequence[str]) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # the others of its node see the same
             raise
         return error.code
+    if is_first_rank and WORKER not in os.environ:
+        for doubt in doubts(config):
+            print(f"warning: {doubt}", file=sys.stderr)
     if arguments.dry_run:
         if is_first_rank:
             from pretrain.dry_run import print_dry_run

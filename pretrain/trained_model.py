@@ -45,6 +45,8 @@ class TrainedModel:
             return cls(path)
         if not path.is_dir():
             raise InputError(f"{path}: no such folder; give a run directory or one of its checkpoints")
+        if (path / "config.json").is_file():
+            raise InputError(f"{path}: is an exported folder already; give a run directory or one of its checkpoints")
         if not (path / "checkpoints").is_dir():
             raise InputError(f"{path}: neither a run directory (no checkpoints/) nor a checkpoint (no state.json)")
         checkpoint = latest_checkpoint(path)

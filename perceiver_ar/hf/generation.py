@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
 
@@ -60,10 +61,23 @@ class PerceiverARGenerationMixin(GenerationMixin):
         kwargs.setdefault("prefix_length", max(0, prompt_length - num_latents))
         if latent_policy == "refresh":
             kwargs["refresh_latents"] = num_latents
-        options, _ = self._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
+        options, _ = self._prepare_generation_config(generation_config, **kwargs)
         if options.get_generation_mode(kwargs.get("assistant_model")) == GenerationMode.CONTRASTIVE_SEARCH:
             kwargs.setdefault("custom_generate", partial(contrastive_search, streamer=kwargs.get("streamer")))
         return super().generate(inputs, generation_config, **kwargs)  # type: ignore[misc]
+
+    def _prepare_generation_config(
+        self, generation_config: GenerationConfig | None, **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]:
+        """Without warnings of what is right: a `top_k` for contrastive search, and how drafts are asked for."""
+        if generation_config is not None and generation_config.is_assistant:
+            generation_config = deepcopy(generation_config)
+            kwargs = generation_config.update(**kwargs)
+        candidates = kwargs.pop("top_k", None) if kwargs.get("penalty_alpha") else None
+        options, model_kwargs = super()._prepare_generation_config(generation_config, **kwargs)  # type: ignore[misc]
+        if candidates is not None:
+            options.top_k = candidates
+        return options, model_kwargs
 
     def prepare_inputs_for_generation(  # type: ignore[override]
         self,

@@ -137,16 +137,17 @@ class KeyValueWindow(_KeyValues):
         return slice(max(0, self.length - positions), self.length)
 
     def take_back(self, positions: int) -> None:
-        """Forget the newest `positions`.
+        """Forget the newest `positions`; raises as `check_take_back` does."""
+        self.check_take_back(positions)
+        self.seen -= positions
+        self.length -= positions
 
-        Raises ValueError where older ones that are then in the window again have been let go.
-        """
+    def check_take_back(self, positions: int) -> None:
+        """Raises ValueError where older positions that would be in the window again have been let go."""
         if self.length - positions < min(self.seen - positions, self.window) or positions > self.seen:
             raise ValueError(
                 f"{positions} tokens cannot be taken back: {self.length} are kept, and the window is {self.window}"
             )
-        self.seen -= positions
-        self.length -= positions
 
     def clear(self) -> None:
         self.seen = self.length = 0
@@ -292,10 +293,13 @@ class PerceiverARCache:
 
         Raises ValueError where that is no longer possible: more than `max_latents` and 64, besides those fed last.
         """
-        if self.is_static:
+        if isinstance(self.cross, KeyValueRing) or isinstance(self.latents, KeyValueRing):
             raise ValueError("a static cache takes no tokens back")
+        latents = min(tokens, self.latents_seen)
+        self.cross.check_take_back(tokens)
+        self.latents.check_take_back(latents)
         self._take_back(tokens)
-        self.latents.take_back(min(tokens, self.latents_seen))
+        self.latents.take_back(latents)
 
     def restart_latents(self, tokens: int) -> None:
         """Drop all latents and un-see the newest `tokens` (at most `max_latents`), to be fed again as latents."""

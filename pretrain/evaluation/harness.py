@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from rich.console import Console
 
-from pretrain.errors import InputError
+from pretrain.errors import InputError, Unavailable
 from pretrain.exported_model import ExportedModel
 from pretrain.trained_model import TrainedModel
 
@@ -21,6 +23,8 @@ SEED = 0
 """As `simple_evaluate` has it."""
 BOOTSTRAP_ITERATIONS = 1000
 """For standard errors that have no formula."""
+HUB_SECONDS = 5.0
+"""To wait for the Hub's first answer."""
 
 
 def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, list[Any]]:
@@ -28,13 +32,15 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, lis
 
     `include_path` is a folder of YAML files that describe further tasks.
 
-    Raises `InputError` where lm-eval is not installed, has no such task, or cannot load one.
+    Raises `InputError` where lm-eval is not installed, has no such task, or cannot load one; `Unavailable` where the
+    data of one cannot be reached.
     """
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError(f"--tasks: {', '.join(names)} need lm-eval ({error}): pip install .[eval]") from error
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    _quieten()
+    _go_offline_without_hub()
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):
         # Looking through the harness's own thousands of files takes long.
@@ -50,6 +56,7 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, lis
 def run_harness(
     model: TrainedModel | ExportedModel,
     tasks: Mapping[str, list[Any]],
+    console: Console,
     *,
     limit: int | None,
     batch: int,
@@ -64,7 +71,7 @@ def run_harness(
 
     from pretrain.evaluation.harness_model import HarnessModel
 
-    reader, nothing_to_find = HarnessModel(model, batch, device), TaskManager(include_defaults=False)
+    reader, nothing_to_find = HarnessModel(model, batch, device, console), TaskManager(include_defaults=False)
     for loaded in tasks.values():
         results = simple_evaluate(
             reader,
@@ -78,11 +85,36 @@ def run_harness(
             yield name, _metrics(found)
 
 
+def _quieten() -> None:
+    """Progress is shown by `HarnessModel`."""
+    import datasets
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    # The harness's own bars have no switch.
+    tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
+
+
+def _go_offline_without_hub() -> None:
+    """Without it, its client tries each file of each task for half a minute before it looks into its cache."""
+    from datasets import config
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+    except (HTTPError, ConnectionError):  # the latter where HF_HUB_OFFLINE is set
+        constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+
+
 def _load(manager: TaskManager, name: str) -> list[Any]:
     random.seed(SEED)  # some tasks shuffle their choices
     try:
         loaded = manager.load([name])
-    except Exception as error:  # whatever is wrong with a description, or with the way to its data
+    except ConnectionError as error:
+        raise Unavailable(f"--tasks: {name} cannot be loaded: {_line(error)}") from error
+    except Exception as error:  # whatever is wrong with a description or its data
         raise InputError(f"--tasks: {name} cannot be loaded: {_line(error)}") from error
     group = loaded["groups"].get(name)
     return [group] if group else list(loaded["tasks"].values())

@@ -11,15 +11,19 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
+from rich.console import Console
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from pretrain.console import Measure, show_progress
 from pretrain.corpus import Batch, Tokenizer, stack_windows
 from pretrain.corpus.windows import IGNORED, Window, cut_window
 from pretrain.evaluation.choosing import text_tokenizer
 from pretrain.exported_model import ExportedModel
 from pretrain.tasks.causal_lm import CausalLM
 from pretrain.trained_model import TrainedModel
+
+WINDOWS, ANSWERS = Measure("windows", 1), Measure("answers", 1)
 
 
 class HarnessModel(TemplateLM):
@@ -29,12 +33,13 @@ class HarnessModel(TemplateLM):
     Documents begin behind an end token. What a request is answered does not depend on the others in its batch.
     """
 
-    def __init__(self, model: TrainedModel | ExportedModel, batch: int, device: torch.device) -> None:
+    def __init__(self, model: TrainedModel | ExportedModel, batch: int, device: torch.device, console: Console) -> None:
         super().__init__()
         self._tokenizer = text_tokenizer(model)
         self._model = model.hf_model().to(device, model.dtype)  # type: ignore[arg-type]
         self._task = CausalLM(self._model.model, seed=0).eval()
         self._config, self._batch, self._device = model.architecture, batch, device
+        self._console = console
 
     @property
     def eot_token_id(self) -> int:
@@ -42,6 +47,9 @@ class HarnessModel(TemplateLM):
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self._tokenizer.encode(string).tolist()
+
+    def loglikelihood(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        return super().loglikelihood(requests, disable_tqdm=True)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
         """Nats of whole texts, each a document: every token but the end token before it is scored once."""
@@ -58,11 +66,13 @@ class HarnessModel(TemplateLM):
             for tokens, trained in self._windows(context, continuation)
         ]
         windows.sort(key=lambda window: -len(window[1]))  # those of one batch are padded to its longest
-        for start in range(0, len(windows), self._batch):
-            batch = windows[start : start + self._batch]
-            for (number, *_), nats, greedy in zip(batch, *self._score(batch), strict=True):
-                total, all_greedy = scores[number]
-                scores[number] = total - nats, all_greedy and greedy
+        with show_progress(self._console, "likelihoods", len(windows), WINDOWS) as advance:
+            for start in range(0, len(windows), self._batch):
+                batch = windows[start : start + self._batch]
+                for (number, *_), nats, greedy in zip(batch, *self._score(batch), strict=True):
+                    total, all_greedy = scores[number]
+                    scores[number] = total - nats, all_greedy and greedy
+                advance(len(batch))
         return scores
 
     def _windows(self, context: list[int], continuation: list[int]) -> Iterator[tuple[np.ndarray, int]]:
@@ -92,15 +102,23 @@ class HarnessModel(TemplateLM):
         The answer has room in the context, half of it at most: of a prompt that leaves too little, its end is read.
         """
         answers = [""] * len(requests)
+        with show_progress(self._console, "answers", len(requests), ANSWERS) as advance:
+            for numbers, answered in self._answers(requests):
+                for number, answer in zip(numbers, answered, strict=True):
+                    answers[number] = answer
+                advance(len(numbers))
+        return answers
+
+    def _answers(self, requests: Sequence[Instance]) -> Iterator[tuple[list[int], list[str]]]:
+        """Numbers of requests and their answers, batch by batch."""
         for numbers, options in self._alike(requests):
             most = min(options.pop("max_gen_toks"), self._config.max_seq_len // 2)
             until = [string for string in options.pop("until") if string]
             prompts = [self._prompt(requests[number].args[0], most) for number in numbers]
             for start in range(0, len(prompts), self._batch):
                 rows = self._generate(prompts[start : start + self._batch], most, until, options)
-                for number, ids in zip(numbers[start : start + self._batch], rows, strict=True):
-                    answers[number] = _before(self._tokenizer.decode(ids), until)
-        return answers
+                answers = [_before(self._tokenizer.decode(ids), until) for ids in rows]
+                yield numbers[start : start + self._batch], answers
 
     def _alike(self, requests: Sequence[Instance]) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """Numbers of the requests that go by the same options; prompts of a length are neighbours."""

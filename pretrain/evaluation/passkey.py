@@ -7,6 +7,7 @@ greedy decoding that has all latents in use when the answer is complete writes t
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -17,6 +18,9 @@ import torch
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain.corpus import Tokenizer
 from pretrain.errors import InputError
+
+PASSKEY = "passkey"
+"""The task's name."""
 
 INTRODUCTION = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize it. "
@@ -94,6 +98,20 @@ def is_found(model: PerceiverAR, examples: Sequence[Example], device: torch.devi
         np.array_equal(row[-example.answer_tokens :], example.ids[-example.answer_tokens :])
         for row, example in zip(predicted, examples, strict=True)
     ]
+
+
+def cell(length: int, depth: float) -> str:
+    """What the metric of a length and a depth is called."""
+    return f"accuracy, {length} tokens, {depth:.0%} deep"
+
+
+def cells_of(metrics: Mapping[str, float]) -> dict[int, dict[float, float]]:
+    """Share of keys found, by length and depth, from metrics that `cell` has named."""
+    cells: dict[int, dict[float, float]] = {}
+    for name, share in metrics.items():
+        if match := re.fullmatch(r"accuracy, (\d+) tokens, (\d+)% deep", name):
+            cells.setdefault(int(match[1]), {})[int(match[2]) / 100] = share
+    return cells
 
 
 def passkey_accuracy(

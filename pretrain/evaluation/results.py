@@ -6,25 +6,28 @@ checkpoint       of a run: which one; null for an exported model
 step             of its training, null where the model does not tell
 trained_tokens   likewise
 corpora          {name: {...}}, empty where only tasks were run. Each text's
-                   location          folder, URL or file
-                   tokens, loss, perplexity, bits_per_byte, tokens_per_second     loss in nats per token
+                   location          folder, URL or file; null of what came with an export
+                   split             of a prepared corpus; null for plain files
+                   tokens, loss, perplexity, bits_per_byte     loss in nats per token
                    accuracy          share of the tokens that the model held likeliest
+                   tokens_per_second
                    words, word_perplexity     words between white space; exp(nats of the text / words)
                    context, latents, stride   how it was read, in tokens
                    windows, windows_of_split  scored, and how many the text has
                    loss_by_position  16 numbers, first to last latent; null where none was scored
-                   ablation_windows, ablation [{reach, prefix_tokens, gain, and the six numbers first named}]
+                   ablation_windows, ablation [{reach, prefix_tokens, gain, and as above: tokens to accuracy}]
                    baselines         {order_0, order_2, xz} in bits per byte, or null
-split            which split of prepared corpora; null for plain files. This and the next five not without corpora
-tokens, loss, accuracy, perplexity, bits_per_byte    of all corpora together: as mixed in training, or as one text
-tasks            {task: {metric: value}}, empty where none was run
+split            of a run's corpora. This and the next five not without corpora; of an exported model, only where its
+                 run was trained on several
+tokens, loss, accuracy, perplexity, bits_per_byte    of all of a run's corpora together: as mixed in training, or, of
+                 other text than its own, as one text
+tasks            {task: {metric: value}}, empty where none was run; NAME_stderr is the standard error of NAME
 ```
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +56,53 @@ def describe(model: TrainedModel | ExportedModel) -> Results:
     }
 
 
-def write_results(path: Path, results: Results) -> Results:
-    """Write what was measured, beside what the file already tells of the same model; returns what it tells then.
+def write_results(path: Path, model: TrainedModel | ExportedModel, measured: Results) -> tuple[Results, list[str]]:
+    """Write what was measured of the model, beside what the file already tells of it.
 
-    Texts replace the texts measured earlier, all at once; tasks replace those of the same name.
+    A run's texts replace those measured earlier, all at once, for their sum; an exported model's replace those of the
+    same name. So do tasks. No sample of a text replaces what was measured on the whole of it.
+
+    Returns what the file tells then, and the names of the texts whose samples are not in it.
     """
-    earlier = None
-    with suppress(OSError, ValueError):  # a file of some other kind gives way
-        earlier = json.loads(path.read_text())
-    if isinstance(earlier, dict) and all(earlier.get(key) == results[key] for key in IDENTITY):
-        texts = results if results["corpora"] else earlier
-        results = {**texts, "tasks": earlier.get("tasks", {}) | results["tasks"]}
+    results = {**describe(model), **measured}
+    earlier = _read_results(path, results, is_in_model(path, model))
+    texts, texts_before = measured["corpora"], earlier.get("corpora", {})
+    if isinstance(model, ExportedModel):
+        texts = {_among_others(name, text): text for name, text in texts.items()}
+    outdone = [name for name, text in texts.items() if name in texts_before and _is_sample_of(text, texts_before[name])]
+    if isinstance(model, ExportedModel):
+        gathered = texts_before | {name: text for name, text in texts.items() if name not in outdone}
+        results = {**earlier, **describe(model), "corpora": gathered, "tasks": measured["tasks"]}
+    elif earlier and (outdone or not texts):
+        results, outdone = {**earlier, "tasks": measured["tasks"]}, list(texts)
+    results["tasks"] = earlier.get("tasks", {}) | results["tasks"]
     replace_text(path, json.dumps(results, indent=1) + "\n")
-    return results
+    return results, outdone
+
+
+def is_in_model(path: Path, model: TrainedModel | ExportedModel) -> bool:
+    """Whether these are the results that an exported folder tells of itself."""
+    return isinstance(model, ExportedModel) and path.resolve() == (model.folder / EVALUATION).resolve()
+
+
+def _read_results(path: Path, results: Results, in_model: bool) -> Results:
+    """What the file tells of the same model; nothing where it is of another, or of some other kind."""
+    try:
+        earlier = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    # A folder may be called otherwise now.
+    identity = IDENTITY[1:] if in_model else IDENTITY
+    is_same = isinstance(earlier, dict) and all(earlier.get(key) == results[key] for key in identity)
+    return earlier if is_same else {}
+
+
+def _among_others(name: str, text: dict[str, Any]) -> str:
+    """A corpus as such is its validation text."""
+    return name if text["split"] in (None, "validation") else f"{name}, {text['split']} text"
+
+
+def _is_sample_of(text: dict[str, Any], earlier: dict[str, Any]) -> bool:
+    """Whether earlier all windows of the same text were scored, and now fewer. Validation in training does not tell."""
+    was_whole = "windows" in earlier and earlier["windows"] == earlier["windows_of_split"]
+    return was_whole and text["windows"] < text["windows_of_split"] and text["split"] == earlier.get("split")

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from perceiver_ar.models.config import PerceiverARConfig
-from pretrain.console import KILOTOKENS, show_progress
+from pretrain.console import TOKENS, show_progress
 from pretrain.evaluation.strided import EvaluationResult, evaluate_stream, perplexity
 from pretrain.evaluation.texts import Text
 from pretrain.exported_model import ExportedModel
@@ -58,7 +58,9 @@ class TextScorer:
             ablation[reach] = full if whole else self._score(text, f"reach {reach:g}", ablated, prefix)
         return {
             "location": text.location,
+            "split": text.split,
             **_numbers(full),
+            "tokens_per_second": full.tokens_per_second,
             "words": round(full.tokens / text.tokens_per_word),
             "word_perplexity": perplexity(full.loss * text.tokens_per_word),
             "context": config.max_seq_len,
@@ -78,7 +80,7 @@ class TextScorer:
 
     def _score(self, text: Text, label: str, windows: int, reach: int | None) -> EvaluationResult:
         stride = self._reading.stride
-        with show_progress(self._console, label, windows * stride, KILOTOKENS) as advance:
+        with show_progress(self._console, label, windows * stride, TOKENS) as advance:
             return evaluate_stream(
                 self._task,
                 text.stream,
@@ -101,5 +103,5 @@ def prefix_tokens(config: PerceiverARConfig, reach: float) -> int:
 
 
 def _numbers(result: EvaluationResult) -> dict[str, float]:
-    names = ("tokens", "loss", "accuracy", "perplexity", "bits_per_byte", "tokens_per_second")
+    names = ("tokens", "loss", "accuracy", "perplexity", "bits_per_byte")
     return {name: getattr(result, name) for name in names}

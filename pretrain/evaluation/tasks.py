@@ -12,12 +12,12 @@ from pretrain.console import Measure, show_progress
 from pretrain.evaluation.choosing import text_tokenizer
 from pretrain.evaluation.copy_task import run_copy
 from pretrain.evaluation.harness import load_tasks, run_harness
-from pretrain.evaluation.passkey import DEPTHS, TRIALS, filler_by_length, passkey_accuracy
+from pretrain.evaluation.passkey import DEPTHS, PASSKEY, TRIALS, cell, filler_by_length, passkey_accuracy
 from pretrain.evaluation.tables import passkey_table, task_table
 from pretrain.exported_model import ExportedModel
 from pretrain.trained_model import TrainedModel
 
-PASSKEY, COPY = "passkey", "copy"
+COPY = "copy"
 
 Metrics = dict[str, float]
 
@@ -48,7 +48,8 @@ def run_tasks(
         console.print(task_table(COPY, metrics))
         yield COPY, metrics
     if loaded:
-        for name, metrics in run_harness(model, loaded, limit=limit, batch=batch, device=device):
+        harness = run_harness(model, loaded, console, limit=limit, batch=batch, device=device)
+        for name, metrics in harness:
             console.print(task_table(name, metrics))
             yield name, metrics
 
@@ -63,9 +64,5 @@ def _passkey(
     with show_progress(console, "passkeys", examples, Measure("texts", 1)) as advance:
         accuracy = passkey_accuracy(reader, tokenizer, device, filler, trials=trials, batch=batch, progress=advance)
     console.print(passkey_table(accuracy))
-    cells = {
-        f"accuracy, {length} tokens, {depth:.0%} deep": share
-        for length, of_length in accuracy.items()
-        for depth, share in of_length.items()
-    }
+    cells = {cell(length, depth): share for length, of_length in accuracy.items() for depth, share in of_length.items()}
     return {"accuracy": sum(cells.values()) / len(cells), **cells}

@@ -21,7 +21,7 @@ EXAMPLES = """\
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
+    parser = ArgumentParser(prog="python -m pretrain.hub", description=__doc__, examples=EXAMPLES)
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("overrides", nargs="*", metavar="hub.key=value", help="replaces a value of its config.yaml")
     arguments = parser.parse_args(argv)
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     uploader.finish()
     try:
         if not uploader.tend():
-            print(f"hub             {config.hub.repo} has everything already", flush=True)
+            print(f"hub             nothing to upload to {config.hub.repo}", flush=True)
             return DONE
         while uploader.tend():
             time.sleep(POLL_SECONDS)

@@ -81,6 +81,7 @@ class Outbox:
             trained.corpora(),
             self._path(step),
             name=section.repo,
+            loaded_as=section.repo,
             dtype=section.dtype,
             with_code=section.with_code,
             console=Console(quiet=True),

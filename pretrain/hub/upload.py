@@ -125,6 +125,10 @@ def _explain(error: Exception, repo: str, token: str) -> InputError:
 
     if isinstance(error, HFValidationError):
         return InputError(f"{repo}: no name of a repository, which is owner/name: {clean(error)}")
+    if isinstance(error, UnicodeEncodeError):  # of the header that it goes into
+        return InputError(
+            "the token for the Hugging Face Hub is not ASCII: set HF_TOKEN to one, or run `hf auth login`"
+        )
     if isinstance(error, OfflineModeIsEnabled):
         return InputError(f"{repo}: HF_HUB_OFFLINE is set: unset it to upload")
     answer = next((cause for cause in _causes(error) if isinstance(cause, HfHubHTTPError)), None)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from perceiver_ar.hub import local_folder, read_architecture
+from tests.pretrain.hub.server import Fault, HubServer, Repository
 
 ROOT = Path(__file__).parents[2]
 SERVER = ROOT / "tests" / "pretrain" / "corpus" / "sources" / "hub_server.py"
@@ -25,10 +26,12 @@ except OSError as error:
 
 @pytest.fixture
 def download(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """download(name, **environment): the files of a model on a Hub of three, or the error."""
+    """download(name, **environment): the files of a model on a Hub, or the error."""
     for name, files in {
         "both": ["config.json", "model.safetensors", "pytorch_model.bin", "optimizer.pt", "modeling.py", "README.md"],
         "pickled": ["config.json", "pytorch_model-00001-of-00002.bin", "spiece.model", "runs/events.json"],
+        "code": ["modeling.py"],
+        "weightless": ["config.json"],
     }.items():
         for file in files:
             path = tmp_path / "models" / "someone" / name / file
@@ -72,6 +75,31 @@ def test_models_that_cannot_be_had(download: Callable[..., str]) -> None:
     )
     for error in (missing, revision, unreachable):
         assert "\n" not in error and "hf_secret" not in error
+
+
+def test_repositories_without_a_model_are_named(download: Callable[..., str]) -> None:
+    code = download("someone/code")
+    assert code == "FileNotFoundError someone/code: is no model, the repository has no config.json"
+    weightless = download("someone/weightless@main")
+    assert weightless.startswith("FileNotFoundError someone/weightless@main: is no model, the repository has neither ")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_spoken_of(status: int, download: Callable[..., str]) -> None:
+    hub = HubServer()
+    try:
+        hub.repositories["someone/model"] = Repository(private=False)
+        hub.faults = [Fault("GET /api/models", status, times=9)]
+        error = download("someone/model", HF_ENDPOINT=hub.url)
+    finally:
+        hub.close()
+    assert error.startswith(f"PermissionError someone/model: no such folder, and {hub.url} refuses the token")
+    assert f"({status})" in error and "\n" not in error and "hf_secret" not in error
+
+
+def test_a_token_that_no_header_can_hold(download: Callable[..., str]) -> None:
+    error = download("someone/both", HF_TOKEN="hf_sécret")
+    assert error.startswith("PermissionError someone/both: the token is not ASCII") and "\n" not in error
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "too/many/parts", "one-part", "someone/model@", "a b/c"])

@@ -106,8 +106,59 @@ def test_an_exported_model_has_the_runs_numbers_and_they_reach_its_card(
         assert theirs["corpora"][corpus.name][key] == pytest.approx(ours["corpora"][corpus.name][key], rel=1e-6)
     card = ModelCard.load(exported / "README.md")
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}
-    assert values["bits_per_byte"] == pytest.approx(theirs["bits_per_byte"], abs=1e-4)
-    assert f"{theirs['bits_per_byte']:.4f}" in card.text
+    bits_per_byte = theirs["corpora"][corpus.name]["bits_per_byte"]
+    assert values["bits_per_byte"] == pytest.approx(bits_per_byte, abs=1e-4)
+    assert f"{bits_per_byte:.4f}" in card.text
+
+
+def test_texts_gather_in_an_exported_folder_beside_what_came_with_it(
+    run_dir: Path, corpus: Path, text_file: Path, tmp_path: Path
+) -> None:
+    exported = tmp_path / "model"
+    shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.json"))
+    export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(exported)])
+
+    def texts() -> dict[str, float]:
+        return {name: text["bits_per_byte"] for name, text in read(exported / "evaluation.json")["corpora"].items()}
+
+    def in_card() -> dict[str, float]:
+        results = ModelCard.load(exported / "README.md").data.eval_results or []
+        return {r.dataset_name: r.metric_value for r in results if r.metric_type == "bits_per_byte"}
+
+    of_training = {corpus.name: 7.0}
+    assert texts() == in_card() == of_training
+    assert str(corpus) not in (exported / "evaluation.json").read_text()
+
+    renamed = exported.rename(exported.with_name("renamed"))
+    run(renamed, "--data", text_file, "--reach", "")
+    run(renamed, "--data", corpus, "--split", "train", "--max-windows", 2, "--reach", "")
+    renamed.rename(exported)
+    of_train = f"{corpus.name}, train text"
+    assert texts().keys() == {*of_training, "short.txt", of_train}
+    assert texts()[corpus.name] == 7.0
+    assert in_card() == pytest.approx(texts(), abs=1e-5)
+    run(exported, "--data", corpus, "--max-windows", 2, "--reach", "")
+    assert texts()[corpus.name] != 7.0  # validation in training is no more than a sample, too
+    assert read(exported / "evaluation.json")["model"] == "model"
+    assert "mixed as in training" not in (exported / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["run", "exported"])
+def test_a_sample_does_not_replace_the_whole_text(
+    run_dir: Path, exported: Path, corpus: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = run_dir if kind == "run" else exported, tmp_path / "out.json"
+    options = ("--data", corpus, "--reach", "", "--out", out)
+    sample = (*options, "--max-windows", 2)
+    run(model, *sample)
+    assert read(out)["corpora"][corpus.name]["windows"] == 2
+    run(model, *options)
+    whole = read(out)
+    assert whole["corpora"][corpus.name]["windows"] > 2
+    assert "stay" not in capsys.readouterr().out
+    run(model, *sample)
+    assert read(out) == whole
+    assert f"{corpus.name}: results of the whole text are there and stay" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("kind", ["run", "exported"])
@@ -126,10 +177,10 @@ def test_a_text_file_is_scored_from_its_first_token_on(
         right += int(logits.argmax() == ids[target])
     results = read(out)
     of_text = results["corpora"]["short.txt"]
-    assert (results["split"], results["tokens"], of_text["words"]) == (None, len(ids) - 1, 7)
-    assert results["loss"] * results["tokens"] == pytest.approx(nats, rel=1e-5)
-    assert results["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(FILE_TEXT.encode()), rel=1e-5)
-    assert results["accuracy"] == of_text["accuracy"] == pytest.approx(right / (len(ids) - 1))
+    assert (of_text["split"], of_text["tokens"], of_text["words"]) == (None, len(ids) - 1, 7)
+    assert of_text["loss"] * of_text["tokens"] == pytest.approx(nats, rel=1e-5)
+    assert of_text["bits_per_byte"] == pytest.approx(nats / math.log(2) / len(FILE_TEXT.encode()), rel=1e-5)
+    assert of_text["accuracy"] == pytest.approx(right / (len(ids) - 1))
     assert of_text["word_perplexity"] == pytest.approx(math.exp(nats / 7), rel=1e-4)
 
 
@@ -204,7 +255,7 @@ def test_text_in_other_tokens_is_refused(
         (exported / "training.json").unlink()
         out = tmp_path / "out.json"
         run(exported, "--data", corpus, "--out", out, "--max-windows", 2, "--reach", "")
-        assert read(out)["tokens"] == 32
+        assert read(out)["corpora"][corpus.name]["tokens"] == 32
     with pytest.raises(InputError, match=f"{merged}: prepared with tokenizer"):
         run(run_dir if model == "run" else exported, "--data", merged)
 
@@ -267,7 +318,8 @@ def test_a_model_of_the_hub(
     run(exported, "--data", text_file)
     ours, theirs = read(exported / "evaluation.json"), read(tmp_path / "evaluation-me--model.json")
     assert theirs["model"] == "me/model"
-    assert theirs["loss"] == pytest.approx(ours["loss"])
+    of_ours, of_theirs = (results["corpora"]["short.txt"]["loss"] for results in (ours, theirs))
+    assert of_theirs == pytest.approx(of_ours)
 
 
 @pytest.mark.slow

@@ -237,6 +237,13 @@ def test_the_current_folder_is_not_pulled_away(run_dir: Path, tmp_path: Path, mo
         export.main(["--checkpoint", str(run_dir), "--out", "."])
 
 
+def test_an_export_is_not_exported_again(run_dir: Path, tmp_path: Path) -> None:
+    assert export.main(["--checkpoint", str(run_dir), "--out", str(tmp_path / "out")]) == 0
+    with pytest.raises(InputError, match="out: is an exported folder already; give a run directory"):
+        export.main(["--checkpoint", str(tmp_path / "out"), "--out", str(tmp_path / "again")])
+    assert f'model="{tmp_path / "out"}"' in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_a_failed_export_leaves_nothing(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is not written: "):

@@ -76,6 +76,16 @@ def test_every_kind_of_folder_is_the_same_model(run_dir: Path, exported: Path, k
     assert torch.equal(wrapped.model.embed.tokens.weight, expected.embed.tokens.weight.bfloat16())
 
 
+def test_a_folder_of_models_names_one_of_them(exported: Path, tmp_path: Path) -> None:
+    kinds = (
+        r"neither a run directory \(no checkpoints/\), nor a checkpoint .*, nor an exported folder \(no config.json\)"
+    )
+    with pytest.raises(InputError, match=rf"{kinds}; did you mean {exported}\?$"):
+        find_model(exported.parent)
+    with pytest.raises(InputError, match=rf"{kinds}$"):
+        find_model(tmp_path)
+
+
 def test_a_model_is_found_on_the_hub_by_its_name(
     exported: Path, run_dir: Path, tmp_path: Path, start_hub: Callable[[Path], dict[str, str]]
 ) -> None:

@@ -58,6 +58,7 @@ def continuation(model: Any, tokenizer: Any, prompt: str, tokens: int, seed: int
         (["--penalty-alpha", "0.6"], GREEDY | dict(penalty_alpha=0.6, top_k=4)),
         (["--penalty-alpha", "0.6", "--top-k", "7"], GREEDY | dict(penalty_alpha=0.6, top_k=7)),
         (["--greedy", "--prompt-lookup", "3"], GREEDY),
+        (["--greedy", "--repetition-penalty", "1.5"], GREEDY | {"repetition_penalty": 1.5}),
         (["--greedy", "--num-latents", "4"], GREEDY | {"num_latents": 4}),
         (["--greedy", "--latent-policy", "refresh"], GREEDY | {"latent_policy": "refresh"}),
     ],
@@ -73,6 +74,40 @@ def test_every_way_of_decoding_prints_what_the_model_generates(
     command = ["--checkpoint", str(run_dir), "--prompt", PROMPT, "--max-new-tokens", "70"]
     assert generate.main([*command, *arguments]) == 0
     assert capsys.readouterr().out == PROMPT + continuation(*model_and_tokenizer, PROMPT, 70, **options) + "\n"
+
+
+def test_a_smaller_model_helps_and_changes_nothing(
+    run_dir: Path,
+    corpus: Path,
+    tmp_path: Path,
+    model_and_tokenizer: tuple[Any, Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    store_run(tmp_path, {"corpus": str(corpus)}, (10,), num_layers=1)
+    command = ["--checkpoint", str(run_dir), "--prompt", PROMPT, "--max-new-tokens", "40", "--greedy"]
+    assert generate.main([*command, "--assistant", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == PROMPT + continuation(*model_and_tokenizer, PROMPT, 40, **GREEDY) + "\n"
+    with pytest.raises(InputError, match=f"^{tmp_path}/none"):
+        generate.main([*command, "--assistant", f"{tmp_path}/none"])
+
+
+def test_an_assistant_of_another_tokenizer_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    find_model(run_dir).hf_model().save_pretrained(tmp_path)
+    tokenizer = find_model(run_dir).tokenizer()
+    tokenizer.add_tokens(["word"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"^--assistant: .* has another tokenizer than run"):
+        generate.main(["--checkpoint", str(run_dir), "--prompt", "x", "--assistant", str(tmp_path)])
+
+
+def test_learned_positions_end(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store_run(tmp_path, {"corpus": str(corpus)}, (10,), learned_positions=True)
+    command = ["--checkpoint", str(tmp_path), "--prompt", "four", "--greedy", "--max-new-tokens"]
+    assert generate.main([*command, "60"]) == 0
+    assert capsys.readouterr().out.startswith("four")
+    with pytest.raises(InputError, match=r"^--max-new-tokens: 61 behind the prompt's 4 go beyond the 64 positions"):
+        generate.main([*command, "61"])
+    assert capsys.readouterr().out == ""
 
 
 def test_precision_is_that_asked_for(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,6 +203,11 @@ def test_characters_are_printed_whole_and_at_once(
         (["--greedy", "--temperature", "2"], "--temperature: has no meaning with --greedy"),
         (["--prompt-lookup", "3", "--num-beams", "2"], "--num-beams: has no meaning with --prompt-lookup"),
         (["--prompt-lookup", "3", "--latent-policy", "refresh"], "--latent-policy: --prompt-lookup needs sliding"),
+        (["--assistant", "x", "--latent-policy", "refresh"], "--latent-policy: --assistant needs sliding"),
+        (["--assistant", "x", "--num-beams", "2"], "--num-beams: has no meaning with --assistant"),
+        (["--assistant", "x", "--prompt-lookup", "3"], "--assistant: has no meaning with --prompt-lookup"),
+        (["--assistant", "x", "--penalty-alpha", "0.5"], "--assistant: has no meaning with --penalty-alpha"),
+        (["--repetition-penalty", "0"], "--repetition-penalty: must be greater than 0, not 0"),
         (["--latent-policy", "slide"], "--latent-policy"),
     ],
 )

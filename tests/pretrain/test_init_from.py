@@ -130,6 +130,23 @@ def test_data_of_another_tokenizer_is_refused(exported: Path, tmp_path: Path, wr
         check_run(load_config(write(folder)), 1)
 
 
+def test_data_that_may_be_of_another_tokenizer_is_warned_of(
+    exported: Path, corpus: Path, tmp_path: Path, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "larger").mkdir()
+    store_run(tmp_path / "larger", {"corpus": str(corpus)}, (10,), vocab_size=389)
+    TrainedModel.find(tmp_path / "larger").hf_model().save_pretrained(tmp_path / "audio")
+    capsys.readouterr()
+    assert train.main(["--config", str(write(tmp_path / "audio")), "--dry-run"]) == 0
+    assert capsys.readouterr().err == (
+        f"warning: model.init_from: {tmp_path}/audio has 389 ids and does not tell its tokenizer, that of {corpus} has "
+        "262: make sure that both mean the same tokens\n"
+    )
+    for certain in (tmp_path / "larger", exported):  # it tells its tokenizer; it has as many ids
+        assert train.main(["--config", str(write(certain)), "--dry-run"]) == 0
+        assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -43,6 +43,7 @@ def make_card(run_dir: Path, tmp_path: Path) -> Callable[..., ModelCard]:
     def make_card(path: Path = run_dir, **options: Any) -> ModelCard:
         trained = TrainedModel.find(path)
         (tmp_path / "card").mkdir(exist_ok=True)
+        options = {"loaded_as": "me/model"} | options
         write_card(tmp_path / "card", "me/model", trained, trained.corpora(), **options)
         return ModelCard.load(tmp_path / "card" / "README.md")
 
@@ -65,14 +66,15 @@ def test_the_card_tells_data_training_and_validation(make_card: Callable[..., Mo
     card = make_card()
     assert metrics_of(card) == {("shards", "bits_per_byte"): 7.0, ("shards", "perplexity"): 148.4}
     assert (card.data.pipeline_tag, card.data.model_name) == ("text-generation", "me/model")
-    assert "| shards | 7.0000 | 148.4000 |" in card.text
+    assert "| shards | validation | 7.0000 | 148.4000 |" in card.text
     assert "CC0-1.0" in card.text
     flops = training_flops_per_token(TrainedModel.find(run_dir).architecture) * 1280
     assert f"1,280 trained tokens, {flops:.3g} FLOPs" in card.text
     assert "| `max_latents` | 16 |" in card.text
     assert 'model="me/model"' in card.text
     assert "trust_remote_code" not in card.text
-    assert "trust_remote_code" in make_card(with_code=True).text
+    local = make_card(with_code=True, loaded_as="exports/model").text
+    assert local.count('model="exports/model"') == 2 and "trust_remote_code" in local
 
 
 def test_evaluation_of_the_same_checkpoint_replaces_validation(
@@ -88,14 +90,52 @@ def test_evaluation_of_the_same_checkpoint_replaces_validation(
         ("shards", "accuracy"): 0.5,
         ("passkey", "accuracy"): 0.75,
     }
-    assert "| shards | 5,000 | 2.1235 | 4.5000 | 1,234.5000 | 0.5000 |" in card.text
+    assert "| shards | validation | 5,000 | 2.1235 | 4.5000 | 1,234.5000 | 0.5000 |" in card.text
     assert "| 48 | 2.1000 | +0.4000 |" in card.text
-    assert "| passkey | accuracy | 0.7500 |" in card.text
-    assert "| passkey | accuracy, 64 tokens, 50% deep | 0.5000 |" in card.text
+    assert "| passkey | accuracy | 0.7500 ± 0.1000 |" in card.text
 
     of_another = make_card(checkpoint_path(run_dir, 10))
     assert metrics_of(of_another)["shards", "bits_per_byte"] == 7.5
     assert "passkey" not in of_another.text
+
+
+def test_passkeys_are_a_table_by_length_and_depth(make_card: Callable[..., ModelCard], run_dir: Path) -> None:
+    cells = {
+        f"accuracy, {length} tokens, {depth}% deep": share
+        for length, shares in {2048: (1.0, 0.5), 1024: (0.9, 0.0)}.items()
+        for depth, share in zip((0, 100), shares, strict=True)
+    }
+    (run_dir / "evaluation.json").write_text(json.dumps(results(tasks={"passkey": {"accuracy": 0.6} | cells})))
+    text = make_card().text
+    assert "| length | 0% deep | 100% deep |\n" in text
+    assert "| 2,048 tokens | 100% | 50% |\n| 1,024 tokens | 90% | 0% |" in text
+    assert "| passkey | accuracy | 0.6000 |" in text
+    assert "2048" not in text
+
+
+def test_metrics_of_tasks_have_the_names_of_their_kind_and_for_people(
+    make_card: Callable[..., ModelCard], run_dir: Path
+) -> None:
+    copied = {"accuracy, 131072 tokens, mirrored": 0.5, "loss, 131072 tokens, mirrored": 2.0}
+    chosen = {
+        "acc": 0.3,
+        "acc_stderr": 0.01,
+        "acc_norm": 0.4,
+        "exact_match,strict": 0.2,
+        "exact_match_stderr,strict": 0.1,
+    }
+    (run_dir / "evaluation.json").write_text(json.dumps(results(tasks={"copy": copied, "chosen": chosen})))
+    card = make_card()
+    entries = {(result.metric_type, result.metric_name) for result in card.data.eval_results or []}
+    assert {entry for entry in entries if entry[0] in ("accuracy", "loss", "exact_match")} == {
+        ("accuracy", "accuracy"),
+        ("accuracy", "accuracy, 131,072 tokens, mirrored"),
+        ("loss", "loss, 131,072 tokens, mirrored"),
+        ("accuracy", "accuracy, normalized by length"),
+        ("exact_match", "exact match, strict"),
+    }
+    assert "| chosen | acc | 0.3000 ± 0.0100 |" in card.text
+    assert "| chosen | exact_match,strict | 0.2000 ± 0.1000 |" in card.text
 
 
 def test_tasks_stand_beside_validation_where_no_text_was_evaluated(
@@ -115,7 +155,7 @@ def test_a_mixture_shows_each_corpus_and_the_whole(make_card: Callable[..., Mode
     (run_dir / "evaluation.json").write_text(json.dumps(results(corpora=corpora, bits_per_byte=2.5)))
     card = make_card()
     assert (metrics_of(card)["a", "bits_per_byte"], metrics_of(card)["b", "bits_per_byte"]) == (2.12346, 3.0)
-    assert "| mixed as in training | 5,000 | 2.5000 |" in card.text
+    assert "| mixed as in training | validation | 5,000 | 2.5000 |" in card.text
 
 
 def test_the_picture_shows_validation_up_to_the_checkpoint(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import GenerationConfig, TextIteratorStreamer, TextStreamer
 
 from perceiver_ar.hf import PerceiverARForCausalLM, byte_tokenizer
@@ -58,6 +59,24 @@ def test_refreshing_all_latents_equals_uncached_past_every_limit(
         cached = generate(model, ids, latent_policy="refresh", cache_implementation=cache, **options)
         assert cached.sequences.tolist() == uncached.sequences.tolist()
         torch.testing.assert_close(torch.stack(cached.logits), torch.stack(uncached.logits), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["contrastive", "assisted"])
+def test_documented_calls_warn_of_nothing(
+    mode: str, model: PerceiverARForCausalLM, assistant: PerceiverARForCausalLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = transformers.utils.logging.get_logger("transformers")
+    logger.warning_once.__func__.cache_clear()  # what another test has made it say counts as well
+    logger.addHandler(caplog.handler)
+    options = {"assisted": {"assistant_model": assistant}, **MODES}[mode]
+    try:
+        with caplog.at_level("WARNING", "transformers"):
+            generate(model, tokens(1, 10), max_new_tokens=4, **options)
+            assert caplog.messages == []
+            generate(model, tokens(1, 10), max_new_tokens=4, temperature=0.5, **options)
+            assert ["temperature" in message for message in caplog.messages] == [True]
+    finally:
+        logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize("num_latents", [1, 5, LATENTS])

@@ -115,6 +115,21 @@ def test_more_tokens_than_are_kept_cannot_be_taken_back():
         cache.crop(200)
 
 
+def test_a_refused_crop_changes_nothing():
+    """Far into decoding, where the context still has what the latents have let go."""
+    config = PerceiverARConfig(**SIZES | dict(max_seq_len=400))
+    model, ids = PerceiverAR(config), tokens(length=300)
+    caches = PerceiverARCache(config), PerceiverARCache(config)
+    for cache in caches:
+        model(ids[:, :10], 5, cache=cache)
+        for i in range(10, 299):
+            model(ids[:, i : i + 1], 0, cache=cache)
+    with pytest.raises(ValueError, match=r"150 tokens cannot be taken back"):
+        caches[0].crop(150)
+    first, second = (model(ids[:, 299:], 0, cache=cache).logits for cache in caches)
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("restarted", [None, 0, 3, LATENTS - 1])
 @pytest.mark.parametrize("padded", [0, 5])
 def test_static_cache_equals_dynamic_cache_past_every_limit(restarted, padded):

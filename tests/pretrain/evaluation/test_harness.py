@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import torch
 from lm_eval.api.instance import Instance
+from rich.console import Console
 
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain.corpus.tokenizers import ByteTokenizer
-from pretrain.errors import InputError
+from pretrain.errors import InputError, Unavailable
 from pretrain.evaluate import main as evaluate_main
 from pretrain.evaluation.harness import load_tasks
 from pretrain.evaluation.harness_model import HarnessModel
@@ -99,14 +100,14 @@ def tasks(tmp_path_factory: pytest.TempPathFactory, answers: list[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, run_dir: Path, tasks: Path) -> tuple[dict[str, Any], str]:
-    """Metrics of the three tasks as evaluation.json has them, and what was printed."""
+    """Metrics of the three tasks as evaluation.json has them, and what was printed, errors too."""
     home = str(tmp_path_factory.mktemp("home"))
     offline = {"HF_HOME": home, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
     command = [sys.executable, "pretrain/evaluate.py", "--checkpoint", str(run_dir), "--tasks", ",".join(TASKS)]
     command += ["--include-path", str(tasks), "--batch", "3"]
     found = subprocess.run(command, cwd=ROOT, env=os.environ | offline, capture_output=True, text=True, timeout=280)
     assert found.returncode == 0, found.stderr
-    return json.loads((run_dir / "evaluation.json").read_text())["tasks"], found.stdout
+    return json.loads((run_dir / "evaluation.json").read_text())["tasks"], found.stdout + found.stderr
 
 
 def nats(model: PerceiverAR, context: str, continuation: str) -> float:
@@ -165,14 +166,19 @@ def test_answers_are_greedy_and_end_at_the_strings_that_end_them(
 
 
 def test_results_are_printed(results: tuple[dict[str, Any], str]) -> None:
-    assert all(word in results[1] for word in ("choosing", "acc", "bits_per_byte", "exact_match"))
+    assert all(word in results[1] for word in ("choosing", "acc", "bits_per_byte", "exact_match", "±"))
+    assert "likelihoods: 3" in results[1] and "answers: 3 of 3 answers" in results[1]
+
+
+def test_no_bars_but_ours_are_shown(results: tuple[dict[str, Any], str]) -> None:
+    assert not any(sign in results[1] for sign in ("it/s]", "examples/s", "Tokenizing", "\r"))
 
 
 def test_rolling_equals_the_evaluation_of_the_same_text(run_dir: Path, model: PerceiverAR, tmp_path: Path) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "evaluation.json"
     content = TEXTS[0]["text"][: 14 * LATENTS]  # whole windows: only the end token behind it makes one more
     text.write_text(content)
-    harness = HarnessModel(TrainedModel.find(run_dir), 2, torch.device("cpu"))
+    harness = HarnessModel(TrainedModel.find(run_dir), 2, torch.device("cpu"), Console())
     [likelihood] = harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (content,), 0)])
     evaluate = ["--checkpoint", str(run_dir), "--data", str(text), "--reach", "", "--out", str(out)]
     assert evaluate_main(evaluate) == 0
@@ -189,7 +195,7 @@ def end_token_nats(model: PerceiverAR, text: str) -> float:
 
 
 def test_a_long_answer_leaves_the_prompt_half_of_the_context(run_dir: Path, model: PerceiverAR) -> None:
-    harness = HarnessModel(TrainedModel.find(run_dir), 2, torch.device("cpu"))
+    harness = HarnessModel(TrainedModel.find(run_dir), 2, torch.device("cpu"), Console())
     prompts = [first + "this much of the prompt is read" for first in ("what is before, ", "or something else ")]
     options = {"until": [], "max_gen_toks": 1000}
     one, other = harness.generate_until([Instance("generate_until", {}, (text, options), 0) for text in prompts])
@@ -204,6 +210,33 @@ def test_a_harness_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(InputError, match=r"--tasks: lambada need lm-eval .*pip install .\[eval\]"):
         load_tasks(["lambada"], None)
+
+
+def test_without_a_network_a_task_of_the_hub_is_unavailable_at_once(run_dir: Path, tmp_path: Path) -> None:
+    origin = {"task": "remote", "dataset_path": "me/data", "test_split": "test"}
+    head = "\n".join(f"{key}: {json.dumps(value)}" for key, value in origin.items())
+    (tmp_path / "remote.yaml").write_text(head + TASKS["rolling"])
+    nowhere = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    code = f"""
+import sys, time
+from pathlib import Path
+import lm_eval.tasks
+from pretrain.errors import run_command
+from pretrain.evaluation.harness import load_tasks
+sys.argv[1:] = ["remote"]
+began = time.monotonic()
+try:
+    run_command(lambda names: load_tasks(names, Path({str(tmp_path)!r})) and 0)
+finally:
+    print(time.monotonic() - began)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=os.environ | nowhere, capture_output=True, text=True, timeout=200
+    )
+    assert found.returncode == Unavailable.code == 1, found.stderr
+    assert found.stderr.startswith("error: --tasks: remote cannot be loaded: Couldn't reach 'me/data'")
+    assert len(found.stderr.splitlines()) == 1
+    assert float(found.stdout) < 10
 
 
 @pytest.mark.slow

@@ -106,7 +106,7 @@ def test_a_run_waits_so_long_and_says_what_does_the_rest(hub: HubServer, run: Pa
     end(start("-m", "pretrain.hub", run))
     assert set(hub.repositories[REPO].branches) == EVERYTHING
     requests = len(hub.requests)
-    assert end(start("-m", "pretrain.hub", run)) == "hub             me/model has everything already\n"
+    assert end(start("-m", "pretrain.hub", run)) == "hub             nothing to upload to me/model\n"
     assert len(hub.requests) == requests
 
 

@@ -194,3 +194,12 @@ def test_a_hub_that_falls_silent_is_given_up(
             make_repository(REPO, private=True)
     finally:
         upload._set_up_client.cache_clear()
+
+
+def test_a_token_that_no_header_can_hold_is_told_at_once(
+    make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_sécret")
+    with pytest.raises(InputError, match=r"^the token for the Hugging Face Hub is not ASCII") as error:
+        send(make_folder())
+    assert not isinstance(error.value, HubUnavailable)

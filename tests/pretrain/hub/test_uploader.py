@@ -289,5 +289,5 @@ def test_status_tells_what_has_arrived_and_what_waits(
     tend(open_uploader())
     status.main([str(run)])
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hub ")][-1:]
-    assert f"step-10 of {REPO}, " in line
-    assert line.rstrip().endswith(f"{hub.url}/{REPO}/tree/step-10")
+    assert f"step-20 of {REPO}, " in line  # not step-10, which arrived last
+    assert line.rstrip().endswith(f"{hub.url}/{REPO}/tree/step-20")
