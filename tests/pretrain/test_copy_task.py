@@ -128,6 +128,7 @@ def test_what_cannot_be_copied_is_refused(
     assert all(word in str(error.value) for word in words), error.value
 
 
+@pytest.mark.slow
 def test_ranks_and_interruptions_do_not_change_what_is_trained_on(
     tmp_path: Path, copy_run: Callable[..., Path], start_ranks: Callable[..., Any], finish_ranks: Callable[..., str]
 ) -> None:

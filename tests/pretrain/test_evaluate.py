@@ -290,6 +290,7 @@ def test_what_a_model_lacks_is_named(exported: Path, corpus: Path, tmp_path: Pat
         run(tmp_path / "plain", "--tasks", "passkey")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_a_line_and_leaves_what_was_written(run_dir: Path, tmp_path: Path) -> None:
     out, text = tmp_path / "out.json", tmp_path / "long.txt"
     out.write_text("{}")

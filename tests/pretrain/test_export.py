@@ -176,8 +176,8 @@ def test_with_its_code_a_model_loads_where_this_package_is_not_installed(run_dir
     export.main(["--checkpoint", str(run_dir), "--out", str(out), "--with-code"])
     assert "trust_remote_code=True" in (out / "README.md").read_text()
     program = """
-import importlib.util, json, sys, torch
-assert importlib.util.find_spec("perceiver_ar") is None
+import sys, torch
+sys.modules["perceiver_ar"] = None  # whether it is installed or not, importing it fails
 from transformers import AutoModel, AutoModelForCausalLM, pipeline
 folder, ids = sys.argv[1], torch.arange(100)[None]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)

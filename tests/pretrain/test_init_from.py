@@ -183,6 +183,7 @@ def test_a_run_that_has_begun_needs_its_source_no_more(
     check_run(begun, 1)
 
 
+@pytest.mark.slow
 def test_dry_run_from_the_hub(
     exported: Path, tmp_path: Path, write: Callable[..., Path], start_hub: Callable[[Path], dict[str, str]]
 ) -> None:
