@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import print_facts, provenance
 from pretrain.command_line import ArgumentParser
 from pretrain.config import WatchdogSection
 from pretrain.distributed import join, leave
@@ -55,8 +55,7 @@ def print_report(result: dict[str, Any]) -> None:
         **{name: result[name] for name in ("filesystem", "hardware", "software", "commit", "command", "date")},
     }
     console.print()
-    for name, fact in facts.items():
-        console.print(f"{name:12} {fact}", markup=False, soft_wrap=True)
+    print_facts(console, facts)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.provenance import provenance
+from benchmarks.provenance import print_facts, provenance
 from pretrain.command_line import ArgumentParser
 from pretrain.errors import DONE, InputError, run_command
 
@@ -86,8 +86,7 @@ def print_report(result: dict[str, Any]) -> None:
         "text prepared": f"{result['preparing']['text_mb']:,.0f} MB in {result['preparing']['documents']:,} files",
         **{name: result[name] for name in ("hardware", "software", "libraries", "commit", "command", "date")},
     }
-    for name, fact in facts.items():
-        console.print(f"{name:32} {fact}", markup=False, soft_wrap=True)
+    print_facts(console, facts, width=32)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from rich.console import Console
 
 from pretrain.version import code_version
 
@@ -24,6 +25,12 @@ def provenance(device: torch.device, ranks: int) -> dict[str, str]:
         "hardware": _hardware(device, ranks),
         "software": f"Python {platform.python_version()}, torch {torch.__version__}, DeepSpeed {version('deepspeed')}",
     }
+
+
+def print_facts(console: Console, facts: dict[str, str], width: int = 12) -> None:
+    """A line each, their names in a column of `width` characters."""
+    for name, fact in facts.items():
+        console.print(f"{name:{width}} {fact}", markup=False, soft_wrap=True)
 
 
 def _hardware(device: torch.device, ranks: int) -> str:

@@ -38,8 +38,7 @@ def contrastive_search(
     batch = len(input_ids)
     inputs = model.prepare_inputs_for_generation(input_ids, is_first_iteration=True, **model_kwargs)
     output = model(**inputs | {"output_hidden_states": True})
-    past, logits = _directions(output), output.logits[:, -1]
-    past_valid = _latents_valid(model_kwargs.get("attention_mask"), past)
+    past, logits = _Past(output, model_kwargs.get("attention_mask")), output.logits[:, -1]
     model_kwargs = _repeat(model._update_model_kwargs_for_generation(output, model_kwargs), candidates)
     cache = model_kwargs.get("past_key_values")
     first_rows = torch.arange(batch, device=input_ids.device) * candidates
@@ -56,16 +55,14 @@ def contrastive_search(
         )
         output = model(**inputs | {"output_hidden_states": True})
         directions = _directions(output)[:, -1].unflatten(0, (batch, candidates))
-        similarity = (directions @ past.mT).masked_fill(~past_valid[:, None], -1).amax(-1)
-        chosen = ((1 - alpha) * probabilities - alpha * similarity).argmax(-1)
+        chosen = ((1 - alpha) * probabilities - alpha * past.similarity(directions)).argmax(-1)
         rows = first_rows + chosen
         if cache is not None:
             # The rows of a prompt differ in nothing but the candidate.
             cache.state.reorder_newest(rows.repeat_interleave(candidates), tokens=1)
         model_kwargs = model._update_model_kwargs_for_generation(output, model_kwargs)
         logits = output.logits[rows, -1]
-        past = torch.cat((past, directions[torch.arange(batch), chosen][:, None]), dim=1)
-        past_valid = F.pad(past_valid, (0, 1), value=True)
+        past.add(directions[torch.arange(batch), chosen])
         new = tokens.gather(1, chosen[:, None])
         if generation_config._pad_token_tensor is not None:
             new = new.where(unfinished[:, None], generation_config._pad_token_tensor)
@@ -87,15 +84,29 @@ def contrastive_search(
     )
 
 
+class _Past:
+    """The hidden states that new ones are compared with."""
+
+    def __init__(self, output: Any, attention_mask: Tensor | None) -> None:
+        self._directions = _directions(output)
+        latents = self._directions.shape[:2]
+        self._valid = self._directions.new_ones(latents, dtype=torch.bool)
+        if attention_mask is not None:
+            self._valid = attention_mask[:, -latents[1] :].bool()
+
+    def similarity(self, directions: Tensor) -> Tensor:
+        """The largest cosine of each: (batch, candidates, channels) -> (batch, candidates)."""
+        return (directions @ self._directions.mT).masked_fill(~self._valid[:, None], -1).amax(-1)
+
+    def add(self, directions: Tensor) -> None:
+        """(batch, channels)"""
+        self._directions = torch.cat((self._directions, directions[:, None]), dim=1)
+        self._valid = F.pad(self._valid, (0, 1), value=True)
+
+
 def _directions(output: Any) -> Tensor:
     """Final hidden states of the latents as fp32 vectors of length 1: (batch, latents, channels)."""
     return F.normalize(output.hidden_states[-1].float(), dim=-1)
-
-
-def _latents_valid(attention_mask: Tensor | None, latents: Tensor) -> Tensor:
-    if attention_mask is None:
-        return torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
-    return attention_mask[:, -latents.shape[1] :].bool()
 
 
 def _repeat(model_kwargs: dict[str, Any], times: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,6 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, lis
     except ImportError as error:
         raise InputError(f"--tasks: {', '.join(names)} need lm-eval ({error}): pip install .[eval]") from error
     _quieten()
-    _go_offline_without_hub()
     manager = TaskManager(include_path=include_path, include_defaults=False)
     if not set(names) <= set(manager.all_tasks):
         # Looking through the harness's own thousands of files takes long.
@@ -50,7 +50,8 @@ def load_tasks(names: Sequence[str], include_path: Path | None) -> dict[str, lis
             f"--tasks: lm-eval has no task {', '.join(unknown)}; `lm-eval ls tasks` lists all, "
             "--include-path names a folder of your own"
         )
-    return {name: _load(manager, name) for name in names}
+    with _offline_without_hub():
+        return {name: _load(manager, name) for name in names}
 
 
 def run_harness(
@@ -96,7 +97,8 @@ def _quieten() -> None:
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
 
 
-def _go_offline_without_hub() -> None:
+@contextmanager
+def _offline_without_hub() -> Iterator[None]:
     """Without it, its client tries each file of each task for half a minute before it looks into its cache."""
     from datasets import config
     from huggingface_hub import constants, get_session
@@ -104,8 +106,16 @@ def _go_offline_without_hub() -> None:
 
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)
+        reached = True
     except (HTTPError, ConnectionError):  # the latter where HF_HUB_OFFLINE is set
+        reached = False
+    before = constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE
+    if not reached:
         constants.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, config.HF_HUB_OFFLINE = before
 
 
 def _load(manager: TaskManager, name: str) -> list[Any]:

@@ -50,7 +50,7 @@ class TextScorer:
         windows = -(-(len(text.stream) - 1) // reading.stride)
         covered = min(windows, reading.windows or windows)
         ablated = min(covered, reading.ablation_windows or covered)
-        full = self._score(text, "whole prefix", covered, None)
+        full = self._score(text, "whole prefix" if reading.reaches else "text", covered, None)
         ablation = {}
         for reach in reading.reaches:
             whole = reach == 1 and ablated == covered

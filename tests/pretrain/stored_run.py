@@ -17,8 +17,9 @@ MODEL = {"vocab_size": 262, "max_seq_len": 64, "max_latents": 16, "num_channels"
 TRAIN = {"steps": 20, "global_batch": 4, "micro_batch": 4, "precision": "fp32"}
 
 
-def store_run(run_dir: Path, data: dict[str, Any], steps: tuple[int, ...] = (10, 20), **model: Any) -> None:
-    """Checkpoints of `steps`, the weights of each drawn with its step as seed, and a validation recorded at each."""
+def store_run(run_dir: Path, data: dict[str, Any], steps: tuple[int, ...] = (10, 20), **model: Any) -> Path:
+    """`run_dir` with checkpoints of `steps`, each with weights drawn by its step as seed and a validation of its own."""
+    run_dir.mkdir(exist_ok=True)
     fields = {"run": {"dir": str(run_dir)}, "model": MODEL | model, "data": data, "train": TRAIN}
     config = validate(RunConfig, fields)
     described = describe_data(open_corpora(config))
@@ -37,6 +38,7 @@ def store_run(run_dir: Path, data: dict[str, Any], steps: tuple[int, ...] = (10,
             }
             saver.begin(state, background=False)
             assert saver.finish()
+    return run_dir
 
 
 def weights_of(run_dir: Path, step: int) -> PerceiverAR:
@@ -47,4 +49,4 @@ def weights_of(run_dir: Path, step: int) -> PerceiverAR:
 
 def initial_model(config: RunConfig, seed: int) -> PerceiverAR:
     torch.manual_seed(seed)
-    return PerceiverAR(config.model).eval()
+    return PerceiverAR(config.model.architecture).eval()

@@ -100,10 +100,7 @@ def check_refusal(code, out: str, err: str, before: dict, started: float, *folde
 def snapshot(*folders: Path) -> dict[str, tuple[int, str]]:
     """Path -> time of change and content, of everything in the folders."""
     return {
-        str(path): (
-            path.stat().st_mtime_ns,
-            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
-        )
+        str(path): (path.stat().st_mtime_ns, hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "")
         for folder in folders
         for path in [folder, *folder.rglob("*")]
     }

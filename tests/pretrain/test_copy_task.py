@@ -194,7 +194,6 @@ def test_a_model_is_tried_on_what_it_was_trained_on_or_on_both_orders(tmp_path: 
         ("copying", {"copy_task": {"length": 32, "order": "repeated"}}, ["32 tokens, repeated"]),
         ("text", {"corpus": str(corpus)}, ["64 tokens, mirrored", "64 tokens, repeated"]),
     ]:
-        (tmp_path / name).mkdir()
         store_run(tmp_path / name, data, steps=(10,))
         out = tmp_path / f"{name}.json"
         command = ["--checkpoint", str(tmp_path / name), "--tasks", "copy", "--limit", "4", "--out", str(out)]

@@ -29,10 +29,9 @@ FILE_TEXT = "One short text\nof seven words, é."
 @pytest.fixture(scope="module")
 def run_dir(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose model can read 512 tokens."""
-    run_dir = tmp_path_factory.mktemp("runs") / "small"
-    run_dir.mkdir()
-    store_run(run_dir, {"corpus": str(corpus)}, max_seq_len=512, init_scale=0.2)
-    return run_dir
+    return store_run(
+        tmp_path_factory.mktemp("runs") / "small", {"corpus": str(corpus)}, max_seq_len=512, init_scale=0.2
+    )
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +281,6 @@ def test_bad_options_are_named(run_dir: Path, arguments: list[str], message: str
 def test_what_a_model_lacks_is_named(exported: Path, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--data: model comes without text"):
         run(exported)
-    (tmp_path / "plain").mkdir()
     store_run(tmp_path / "plain", {"corpus": str(corpus)}, (20,), max_seq_len=16)
     with pytest.raises(InputError, match="--reach: the model has no prefix"):
         run(tmp_path / "plain", "--reach", "0,1")

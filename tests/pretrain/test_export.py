@@ -28,9 +28,7 @@ WORKER = Path(__file__).with_name("train_worker.py")
 
 @pytest.fixture(scope="module")
 def run_dir(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("run")
-    store_run(run_dir, {"corpus": str(corpus)})
-    return run_dir
+    return store_run(tmp_path_factory.mktemp("run"), {"corpus": str(corpus)})
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +65,6 @@ def test_a_named_checkpoint_is_exported_in_the_dtype_asked_for(run_dir: Path, tm
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_go_into_files_of_the_size_asked_for(corpus: Path, tmp_path: Path, tied: bool) -> None:
-    (tmp_path / "run").mkdir()
     store_run(tmp_path / "run", {"corpus": str(corpus)}, (20,), num_channels=128, num_layers=4, tied_output=tied)
     out = tmp_path / "out"
     export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(out), "--max-shard-size", "1MB"])
@@ -97,7 +94,6 @@ def test_weights_go_into_files_of_the_size_asked_for(corpus: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_memory_holds_one_file_of_weights_at_a_time(corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "run").mkdir()
     store_run(tmp_path / "run", {"corpus": str(corpus)}, (20,), num_channels=768, num_heads=8, num_layers=12)
     program = """
 import re, sys

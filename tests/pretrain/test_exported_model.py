@@ -38,10 +38,7 @@ print(json.dumps([found(name) for name in sys.argv[1:]]))
 
 @pytest.fixture(scope="module")
 def run_dir(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("of") / "run"
-    run_dir.mkdir()
-    store_run(run_dir, {"corpus": str(corpus)})
-    return run_dir
+    return store_run(tmp_path_factory.mktemp("of") / "run", {"corpus": str(corpus)})
 
 
 @pytest.fixture(scope="module")

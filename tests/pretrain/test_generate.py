@@ -27,9 +27,7 @@ GREEDY = {"do_sample": False}
 
 @pytest.fixture(scope="module")
 def run_dir(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("run")
-    store_run(run_dir, {"corpus": str(corpus)})
-    return run_dir
+    return store_run(tmp_path_factory.mktemp("run"), {"corpus": str(corpus)})
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,7 @@ WORKER = Path(__file__).with_name("train_worker.py")
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     """A run directory with checkpoints of steps 10 and 20."""
-    run_dir = tmp_path_factory.mktemp("stored")
-    store_run(run_dir, {"corpus": str(corpus)}, qk_norm=True)
-    return run_dir
+    return store_run(tmp_path_factory.mktemp("stored"), {"corpus": str(corpus)}, qk_norm=True)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +131,6 @@ def test_data_of_another_tokenizer_is_refused(exported: Path, tmp_path: Path, wr
 def test_data_that_may_be_of_another_tokenizer_is_warned_of(
     exported: Path, corpus: Path, tmp_path: Path, write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "larger").mkdir()
     store_run(tmp_path / "larger", {"corpus": str(corpus)}, (10,), vocab_size=389)
     TrainedModel.find(tmp_path / "larger").hf_model().save_pretrained(tmp_path / "audio")
     capsys.readouterr()

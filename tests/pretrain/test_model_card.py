@@ -30,10 +30,7 @@ def licensed(tmp_path_factory: pytest.TempPathFactory, prepare: Callable[..., Pa
 
 @pytest.fixture
 def run_dir(licensed: Path, tmp_path: Path) -> Path:
-    run_dir = tmp_path / "run"
-    run_dir.mkdir()
-    store_run(run_dir, {"corpus": str(licensed)})
-    return run_dir
+    return store_run(tmp_path / "run", {"corpus": str(licensed)})
 
 
 @pytest.fixture

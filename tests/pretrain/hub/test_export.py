@@ -15,7 +15,6 @@ def test_an_export_is_uploaded_under_its_name(
     hub: HubServer, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir, out = tmp_path / "run", tmp_path / "out"
-    run_dir.mkdir()
     store_run(run_dir, {"corpus": str(corpus)}, (20,))
     arguments = ["--checkpoint", str(run_dir), "--out", str(out), "--push-to-hub", "me/demo"]
 

@@ -26,10 +26,7 @@ EVERYTHING = {"main", "step-10", "step-20"}
 @pytest.fixture
 def run(corpus: Path, tmp_path: Path) -> Path:
     """With checkpoints of steps 10 and 20, the last."""
-    run = tmp_path / "run"
-    run.mkdir()
-    store_run(run, {"corpus": str(corpus)})
-    return run
+    return store_run(tmp_path / "run", {"corpus": str(corpus)})
 
 
 @pytest.fixture

@@ -58,10 +58,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(corpus: Path, tmp_path: Path) -> Path:
     """With checkpoints of steps 10 and 20."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    store_run(folder, {"corpus": str(corpus)})
-    return folder
+    return store_run(tmp_path / "run", {"corpus": str(corpus)})
 
 
 @pytest.fixture
