@@ -1,4 +1,4 @@
-"""What a Perceiver AR configuration costs: parameters, FLOPs and activation memory, before anything is built.
+"""What a model costs before it is built: parameters and FLOPs, and of a Perceiver AR its activation memory too.
 
 A FLOP count is of multiplications and additions in matrix products, as is usual; norms, rotations and the embedding
 look-up are left out. Causal attention counts half its square: what a kernel that skips the masked half computes.
@@ -6,18 +6,28 @@ look-up are left out. Causal attention counts half its square: what a kernel tha
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from perceiver_ar.blocks.attend import using_backend
 from perceiver_ar.models.config import PerceiverARConfig
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 
 
 def parameter_counts(config: PerceiverARConfig) -> dict[str, int]:
     """Parameters of each top-level part of the model; a tied output projection counts once, as embedding."""
+    return parameter_counts_of(partial(PerceiverAR, config))
+
+
+def parameter_counts_of(build: Callable[[], nn.Module]) -> dict[str, int]:
+    """Parameters of each top-level part of the model that `build` makes; shared ones count once."""
     with torch.device("meta"):
-        model = PerceiverAR(config)
+        model = build()
     counts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         part = name.split(".")[0]
@@ -28,6 +38,18 @@ def parameter_counts(config: PerceiverARConfig) -> dict[str, int]:
 def count_parameters(config: PerceiverARConfig) -> int:
     """All parameters of the model."""
     return sum(parameter_counts(config).values())
+
+
+def forward_flops_of(build: Callable[[], nn.Module], *inputs: Tensor) -> int:
+    """FLOPs of one forward pass, in training, of the model that `build` makes; nothing is computed.
+
+    Only the shapes and dtypes of the `inputs` matter: they may be on the meta device. Attention counts whole squares.
+    """
+    # The kernels of another back end may not run there, nor be counted.
+    with torch.device("meta"), using_backend("reference"), FlopCounterMode(display=False) as counter:
+        model = build().requires_grad_(False)
+        model(*(x.to("meta") for x in inputs))
+    return counter.get_total_flops()
 
 
 @dataclass(frozen=True)

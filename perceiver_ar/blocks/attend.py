@@ -13,7 +13,8 @@ Causal attention is right-aligned: query `i` of `N` sees keys `0 .. M - N + i`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial, reduce
 from typing import Any
 
@@ -36,6 +37,17 @@ def use_backend(name: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"unknown attention backend {name!r}, choose from {', '.join(BACKENDS)}")
     _process_backend = name
+
+
+@contextmanager
+def using_backend(name: str) -> Iterator[None]:
+    """`use_backend` until the end of the block."""
+    previous = _process_backend
+    use_backend(name)
+    try:
+        yield
+    finally:
+        use_backend(previous)
 
 
 def describe_backend(device: torch.device | str, dtype: torch.dtype, head_channels: int) -> str:

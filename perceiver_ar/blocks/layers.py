@@ -60,6 +60,8 @@ class MLP(nn.Module):
 class CrossAttentionLayer(nn.Module):
     """Latents read a context, then an MLP; both with residuals to the un-normalised latents.
 
+    Without `residual`, what was read takes the place of the latents.
+
     With `query_norm_on_latents`, the context's last positions are the latents themselves and enter as keys and values
     under `q_norm` instead of `kv_norm` (perceiver-io).
     """
@@ -71,6 +73,7 @@ class CrossAttentionLayer(nn.Module):
         norms: tuple[nn.Module, nn.Module, nn.Module],
         *,
         dropout: float = 0.0,
+        residual: bool = True,
         query_norm_on_latents: bool = False,
     ) -> None:
         super().__init__()
@@ -78,6 +81,7 @@ class CrossAttentionLayer(nn.Module):
         self.attention = attention
         self.mlp = mlp
         self.dropout = nn.Dropout(dropout)
+        self.residual = residual
         self.query_norm_on_latents = query_norm_on_latents
 
     def forward(
@@ -101,7 +105,8 @@ class CrossAttentionLayer(nn.Module):
         read = self.attention(
             queries, keys, key_valid=key_valid, segments=segments, rotary_q=rotary_q, rotary_k=rotary_k, store=store
         )
-        latents = latents + self.dropout(read)
+        read = self.dropout(read)
+        latents = latents + read if self.residual else read
         return latents + self.dropout(self.mlp(self.mlp_norm(latents)))
 
 

@@ -1,10 +1,13 @@
-"""Where a token is: rotary embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), positions in documents.
+"""Where an element is: rotary embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), positions in documents,
+Fourier features of positions in arrays (Perceiver, https://arxiv.org/abs/2103.03206).
 
 Tables are fp32 and computed on use: they are in no state dict, and casting a model to bf16 leaves every angle exact.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -85,3 +88,24 @@ def rotate(x: Tensor, angles: RotaryAngles) -> Tensor:
     """
     # An autograd function costs a decoding step more than its rotation does.
     return _Rotation.apply(x, *angles) if x.requires_grad else _rotate(x, *angles)
+
+
+def grid_positions(shape: Sequence[int], *, device: torch.device | None = None) -> Tensor:
+    """Where each element of an array is, (elements, axes) fp32, elements in row-major order: from -1 to 1 on each axis.
+
+    An axis of one element has it at -1.
+    """
+    axes = [torch.linspace(-1, 1, size, device=device) for size in shape]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
+
+
+def fourier_features(positions: Tensor, num_bands: int, max_resolution: Sequence[int]) -> Tensor:
+    """(..., axes) in [-1, 1] -> (..., axes * (2 * num_bands + 1)) fp32.
+
+    The frequencies of an axis are spread linearly from 1 to half its `max_resolution`, the Nyquist frequency of so many
+    elements. The order is: raw positions, sines of all frequencies of the first axis, of the second, ..., then cosines.
+    """
+    positions = positions.float()
+    bands = [torch.linspace(1, size / 2, num_bands, device=positions.device) for size in max_resolution]
+    angles = (math.pi * (positions[..., None] * torch.stack(bands))).flatten(-2)
+    return torch.cat((positions, angles.sin(), angles.cos()), dim=-1)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from perceiver_ar.blocks.attention import MultiHeadAttention
+from perceiver_ar.blocks.checkpointing import Checkpointing, run_layer
 from perceiver_ar.blocks.cross_entropy import TokenLoss, chunked_cross_entropy
 from perceiver_ar.blocks.layers import MLP, CrossAttentionLayer, SelfAttentionLayer, make_norm
 from perceiver_ar.blocks.linear import Linear, linear
@@ -53,8 +52,7 @@ class PerceiverAR(nn.Module):
     def __init__(self, config: PerceiverARConfig) -> None:
         super().__init__()
         self.config = config
-        self.activation_checkpointing: Literal["none", "full", "offload"] = "none"
-        """``full`` recomputes layers in the backward pass; ``offload`` also keeps their inputs in host memory."""
+        self.activation_checkpointing: Checkpointing = "none"
         self.embed = TokenEmbedding(config)
         self.latent_projection = (
             Linear(config.input_channels, config.num_channels) if config.latent_projection else nn.Identity()
@@ -201,11 +199,7 @@ class PerceiverAR(nn.Module):
         return RotaryAngles.at(positions, frequencies)
 
     def _run(self, layer: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
-        if self.activation_checkpointing == "none" or not self.training:
-            return layer(*args, **kwargs)
-        offload = self.activation_checkpointing == "offload"
-        with torch.autograd.graph.save_on_cpu(pin_memory=args[0].is_cuda) if offload else nullcontext():
-            return checkpoint(layer, *args, use_reentrant=False, **kwargs)
+        return run_layer(self.activation_checkpointing, layer, *args, **kwargs)
 
 
 def _cross_attention_layer(config: PerceiverARConfig) -> CrossAttentionLayer:

@@ -1,18 +1,25 @@
 """Costs against published parameter counts, torch's own FLOP counter, and what autograd really keeps."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceiver_ar import PerceiverAR, PerceiverARConfig, draw_prefix_keep
-from perceiver_ar.blocks.attend import use_backend
+from perceiver_ar.blocks.attend import using_backend
 from perceiver_ar.cost import (
     activation_bytes,
     count_parameters,
     forward_flops,
+    forward_flops_of,
     parameter_counts,
+    parameter_counts_of,
     training_flops_per_token,
 )
+from perceiver_ar.models.image import ImageClassifier
+from perceiver_ar.models.perceiver_config import EncoderConfig, ImageClassifierConfig
 
 
 @pytest.mark.parametrize(
@@ -68,9 +75,8 @@ def test_published_parameter_counts(parameters, options):
 
 @pytest.fixture
 def scores_as_matrix_products():
-    use_backend("reference")
-    yield
-    use_backend("auto")
+    with using_backend("reference"):
+        yield
 
 
 SMALL = dict(vocab_size=50, max_seq_len=96, max_latents=32, num_channels=64, num_heads=4, num_layers=2)
@@ -150,3 +156,33 @@ def test_activation_bytes_are_close_to_what_autograd_keeps(checkpointing, overri
     estimate = activation_bytes(config, micro_batch=4, precision="fp32", checkpointing=checkpointing)
     assert out.requires_grad
     assert 0.85 < estimate / sum(kept.values()) < 1.15
+
+
+IMAGES = ImageClassifierConfig(
+    image_shape=(8, 8),
+    num_classes=3,
+    num_frequency_bands=3,
+    encoder=EncoderConfig(num_latents=4, latent_channels=16, num_cross_attentions=2, num_blocks=2, layers_per_block=1),
+)
+
+
+def test_flops_of_any_model_are_those_of_its_matrix_products(scores_as_matrix_products):
+    images = torch.zeros(2, 3, 8, 8)
+    with FlopCounterMode(display=False) as counter:
+        ImageClassifier(IMAGES)(images)
+    with using_backend("flash"):  # which knows no meta device
+        assert forward_flops_of(partial(ImageClassifier, IMAGES), images) == counter.get_total_flops()
+
+
+def test_sequence_dropout_saves_flops():
+    halved = replace(IMAGES, encoder=replace(IMAGES.encoder, sequence_dropout=0.5))
+    images = torch.zeros(2, 3, 8, 8)
+    whole, less = (forward_flops_of(partial(ImageClassifier, config), images) for config in (IMAGES, halved))
+    channels, latents, batch, uses, left_out = IMAGES.input_channels, 4, 2, 2, 32
+    assert whole - less == batch * uses * left_out * (4 * channels**2 + 4 * latents * channels)
+
+
+def test_parameters_of_any_model_are_counted_by_part():
+    counts = parameter_counts_of(partial(ImageClassifier, IMAGES))
+    assert list(counts) == ["encoder", "decoder", "output"]
+    assert sum(counts.values()) == sum(p.numel() for p in ImageClassifier(IMAGES).parameters())

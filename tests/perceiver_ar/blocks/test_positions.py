@@ -1,6 +1,16 @@
+import math
+
 import torch
 
-from perceiver_ar.blocks.positions import RotaryAngles, restart_positions, rotary_frequencies, rotate, token_positions
+from perceiver_ar.blocks.positions import (
+    RotaryAngles,
+    fourier_features,
+    grid_positions,
+    restart_positions,
+    rotary_frequencies,
+    rotate,
+    token_positions,
+)
 
 
 def angles_at(positions, channels=8):
@@ -56,3 +66,26 @@ def test_padding_does_not_advance_positions_within_documents():
         starts = [segments.index(number) for number in segments]
         counted = [int(valid[0, start:i].sum()) for i, start in enumerate(starts)]
         assert restart_positions(token_positions(valid), torch.tensor([segments])).tolist() == [counted]
+
+
+def test_grid_positions_are_row_major_from_minus_one_to_one():
+    assert grid_positions((2, 3)).tolist() == [[-1, -1], [-1, 0], [-1, 1], [1, -1], [1, 0], [1, 1]]
+    assert grid_positions((5,)).flatten().tolist() == [-1, -0.5, 0, 0.5, 1]
+    assert grid_positions((1, 2)).tolist() == [[-1, -1], [-1, 1]]
+
+
+def test_fourier_features_are_positions_then_sines_then_cosines_up_to_nyquist():
+    grid = grid_positions((37, 50))
+    features = fourier_features(grid, 64, (368, 496))
+    assert features.shape == (37 * 50, 258) and features.dtype == torch.float32
+    row, column = grid[1234].double().tolist()
+    angles = [math.pi * x * (1 + i / 63 * (n / 2 - 1)) for x, n in ((row, 368), (column, 496)) for i in range(64)]
+    expected = torch.tensor([row, column, *map(math.sin, angles), *map(math.cos, angles)])
+    torch.testing.assert_close(features[1234], expected, rtol=0, atol=1e-4)
+    assert (fourier_features(grid.unflatten(0, (37, 50)), 64, (368, 496)).flatten(0, 1) == features).all()
+
+
+def test_fourier_features_of_a_low_precision_model_have_exact_angles():
+    positions = torch.tensor([[-0.5, 0.25]])
+    exact = fourier_features(positions, 8, (224, 224))
+    assert (fourier_features(positions.bfloat16(), 8, (224, 224)) == exact).all()

@@ -1,4 +1,4 @@
-"""The `perceiver_io` and `paper` presets compute what the recorded implementations computed."""
+"""The `perceiver_io` and `paper` presets, and Perceiver IO, compute what the recorded implementations computed."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from perceiver_ar import PerceiverAR, PerceiverARCache, PerceiverARConfig
+from perceiver_ar.convert.names import renamed
 from perceiver_ar.convert.perceiver_io import causal_sequence_model_config, causal_sequence_model_weights, pair_halves
+from perceiver_ar.convert.perceiver_io_tasks import (
+    COMPUTED_ON_USE,
+    IMAGE_CLASSIFIER,
+    MASKED_LM,
+    perceiver_io_task_config,
+    perceiver_io_task_names,
+)
+from perceiver_ar.models.image import ImageClassifier
+from perceiver_ar.models.text import MaskedLM
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TOLERANCE = dict(rtol=1e-5, atol=1e-5)
@@ -85,6 +95,30 @@ def test_perceiver_io_logits_under_the_recorded_prefix_dropout(recording, model)
     keep = torch.stack([row.nonzero().flatten() for row in keep_mask])
     logits = model.train()(ids, prefix_length, key_valid=key_valid, prefix_keep=keep).logits
     torch.testing.assert_close(logits, recording.tensors["train_mode.logits"], **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "model_class"),
+    [("io_image", IMAGE_CLASSIFIER, ImageClassifier), ("io_mlm", MASKED_LM, MaskedLM)],
+)
+def test_perceiver_io_task_models(name, model_type, model_class):
+    recording = Recording(FIXTURES / "perceiver-io-0.11.1" / name)
+    values = recording.group("config.", recording.values)
+    parts = {part: recording.group(f"{part}.", values) for part in ("encoder", "decoder")}
+    config = perceiver_io_task_config(model_type, values | parts)
+    names = perceiver_io_task_names(config)
+    model = model_class(config).eval()
+    model.load_state_dict(renamed(recording.group("state_dict."), names, ignored=COMPUTED_ON_USE))
+    inputs, padding = recording.tensors["inputs.0"], recording.tensors.get("inputs.1")
+    output = model(inputs.movedim(-1, 1)) if padding is None else model(inputs, ~padding)
+    assert_same_logits(output, recording.tensors["output"])
+    output.square().mean().backward()
+    expected = renamed(recording.group("grads_of_mean_square."), names)
+    scale = max(gradient.abs().max() for gradient in expected.values()).item()
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6 * scale, msg=lambda m, n=name: n + m)
 
 
 def test_paper_logits():
