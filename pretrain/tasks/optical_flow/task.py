@@ -1,0 +1,95 @@
+"""What a run does that trains a Perceiver IO to estimate optical flow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from pretrain.errors import InputError, Unavailable
+from pretrain.initial_weights import architecture_misfits, load_initial_weights
+from pretrain.preflight import has_begun
+from pretrain.tasks.optical_flow.config import GeneratedPairs, OpticalFlowRunConfig
+
+if TYPE_CHECKING:  # bad input is not to wait for torch
+    from torch import nn
+
+    from pretrain.distributed import Ranks
+    from pretrain.tasks.examples import ExampleData
+    from pretrain.tasks.optical_flow.objective import OpticalFlowObjective
+    from pretrain.tasks.task import CostTable
+
+
+class OpticalFlowTask:
+    unit = "pixels"
+
+    def __init__(self, config: OpticalFlowRunConfig) -> None:
+        self._config = config
+        self.init_from = config.model.init_from
+
+    def problems(self, world_size: int) -> Iterator[str]:
+        for look in (self._data_problems, self._initial_model_problems):
+            try:
+                yield from look()
+            except Unavailable:
+                raise
+            except InputError as error:
+                yield str(error)
+
+    def doubts(self) -> Iterator[str]:
+        return iter(())
+
+    def open_data(self, ranks: Ranks) -> ExampleData:
+        from pretrain.tasks.examples import ExampleData
+        from pretrain.tasks.optical_flow.examples import open_examples
+
+        return ranks.together(lambda: ExampleData(self._config, *open_examples(self._config)))
+
+    def build(self) -> OpticalFlowObjective:
+        from perceiver_ar.models.flow import OpticalFlow
+        from pretrain.tasks.optical_flow.objective import OpticalFlowObjective
+
+        return OpticalFlowObjective(OpticalFlow(self._config.model.architecture))
+
+    def initialize(self, model: nn.Module) -> None:
+        if self.init_from is not None:
+            load_initial_weights(model, self.init_from)
+
+    def step_targets(self) -> int:
+        height, width = self._config.model.frame_shape
+        return self._step_pairs() * height * width
+
+    def step_flops(self) -> float:
+        import torch
+
+        from perceiver_ar.cost import forward_flops_of
+        from perceiver_ar.models.flow import OpticalFlow
+
+        model = self._config.model
+        patches = torch.zeros(1, 2, model.num_patch_channels, *model.image_shape, device="meta")
+        # Gradients cost twice the forward pass.
+        return 3.0 * self._step_pairs() * forward_flops_of(lambda: OpticalFlow(model.architecture), patches)
+
+    def attention_channels(self) -> int:
+        encoder = self._config.model.encoder
+        return (encoder.self_attention_qk_channels or encoder.latent_channels) // encoder.self_attention_heads
+
+    def activation_bytes(self) -> int | None:
+        return None
+
+    def cost_tables(self) -> Iterator[CostTable]:
+        return iter(())
+
+    def _step_pairs(self) -> int:
+        directions = 2 if isinstance(self._config.data.train, GeneratedPairs) else 1
+        return self._config.train.global_batch * directions
+
+    def _data_problems(self) -> Iterator[str]:
+        from pretrain.tasks.optical_flow.sources import open_sources
+
+        train, _ = open_sources(self._config)
+        if train.size < (batch := self._config.train.global_batch):
+            yield f"train.global_batch: {batch} is more than the {train.size} training pairs"
+
+    def _initial_model_problems(self) -> Iterator[str]:
+        if self.init_from is not None and not has_begun(self._config.run.dir):
+            yield from architecture_misfits(self._config.model.architecture, self.init_from)
