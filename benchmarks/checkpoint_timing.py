@@ -17,11 +17,12 @@ from perceiver_ar.cost import count_parameters
 from perceiver_ar.models.config import PerceiverARConfig
 from pretrain.checkpoint import Saver, checkpoint_path, checkpoints_of, newest_whole, restore_checkpoint
 from pretrain.checkpoint.layout import rank_file
-from pretrain.config import CheckpointSection, RunConfig
+from pretrain.config import CheckpointSection
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine
 from pretrain.files import sync
-from pretrain.startup import build_task
+from pretrain.startup import build_objective
+from pretrain.tasks.causal_lm.config import CausalLMConfig
 
 CHANNELS = 512
 BYTES_PER_PARAMETER = 12
@@ -64,7 +65,7 @@ def make_engine(run_dir: Path, gigabytes: float, stage: int, ranks: Ranks) -> En
 
     first, second = count_parameters(model(1)), count_parameters(model(2))
     layers = max(1, round((gigabytes * 1e9 / BYTES_PER_PARAMETER - first) / (second - first)) + 1)
-    config = RunConfig.model_validate(
+    config = CausalLMConfig.model_validate(
         {
             "run": {"dir": run_dir},
             "model": model(layers),
@@ -73,7 +74,7 @@ def make_engine(run_dir: Path, gigabytes: float, stage: int, ranks: Ranks) -> En
             | {"zero": {"stage": stage}},
         }
     )
-    return Engine(build_task(config, None), config, ranks)
+    return Engine(build_objective(config, None), config, ranks)
 
 
 class Timing:

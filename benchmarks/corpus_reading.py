@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pretrain.corpus import (
+    Batch,
     BatchReader,
     Corpus,
     MixturePart,
@@ -125,6 +126,7 @@ def open_reader(samples: SampleSequence, start_step: int, batch: int = BATCH) ->
 def read_ours(corpus: Corpus, closing: ExitStack, segments: bool) -> Batches:
     for step in closing.enter_context(open_reader(sequence_of(windows_of(corpus, segments)), 0)):
         [batch] = step.micro_batches
+        assert isinstance(batch, Batch)
         yield batch.input_ids, batch.targets
 
 

@@ -19,9 +19,10 @@ from rich.table import Table
 
 from benchmarks.provenance import print_facts, provenance
 from pretrain.command_line import ArgumentParser
-from pretrain.config import RunConfig, load_config
+from pretrain.config import load_config
 from pretrain.distributed import join, leave
 from pretrain.errors import DONE, InputError, run_command
+from pretrain.tasks.causal_lm.config import CausalLMConfig
 
 EXAMPLES = """\
   python benchmarks/step.py --config configs/demo.yaml
@@ -47,7 +48,7 @@ def rows(arm: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def print_report(result: dict[str, Any], config: RunConfig) -> None:
+def print_report(result: dict[str, Any], config: CausalLMConfig) -> None:
     """Two columns of figures and, below them, what they were measured on."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     table = Table(box=None, padding=(0, 3, 0, 0))
@@ -85,6 +86,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.json and not arguments.json.parent.is_dir():
         raise InputError(f"--json: {arguments.json.parent} is not a folder")
     config = load_config(arguments.config, arguments.overrides)
+    if not isinstance(config, CausalLMConfig):
+        raise InputError(f"{arguments.config}: is of task {config.task}; this times causal_lm")
     from benchmarks.step_timing import measure  # imports DeepSpeed, which takes seconds
 
     ranks = join(config.watchdog)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from perceiver_ar.blocks.attend import describe_backend, use_backend
 from perceiver_ar.cost import count_parameters, training_flops_per_token
-from pretrain.config import RunConfig
 from pretrain.corpus import Batch, StepBatch
 from pretrain.corpus.samples import rows_of_rank
 from pretrain.data import PreparedData, corpus_locations
@@ -26,7 +25,8 @@ from pretrain.engine import Engine, Judge, Update
 from pretrain.hardware import matmul_peak, peak_memory_gib
 from pretrain.progress import Progress
 from pretrain.stability import not_finite
-from pretrain.startup import build_task
+from pretrain.startup import build_objective
+from pretrain.tasks.causal_lm.config import CausalLMConfig
 from pretrain.trained_model import DTYPES
 from pretrain.training_step import train_step
 
@@ -86,7 +86,7 @@ class Arm:
     peak_gib: float = 0.0
 
 
-def timed_step(engine: TimedEngine, batches: Iterator[StepBatch], config: RunConfig) -> dict[str, float]:
+def timed_step(engine: TimedEngine, batches: Iterator[StepBatch], config: CausalLMConfig) -> dict[str, float]:
     """One training step on the next batch; seconds by part."""
     began = time.perf_counter()
     batch = next(batches)
@@ -97,10 +97,10 @@ def timed_step(engine: TimedEngine, batches: Iterator[StepBatch], config: RunCon
     return {"step": time.perf_counter() - began, "wait": batch.wait, **phases}
 
 
-def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict[str, Any]:
+def measure(config: CausalLMConfig, ranks: Ranks, steps: int) -> dict[str, Any]:
     """Steps with the configured attention and with the baseline, in turns, and what to judge them by. Collective."""
     device, dtype = ranks.device, DTYPES[config.train.precision]
-    engine = TimedEngine(build_task(config, None), config, ranks)
+    engine = TimedEngine(build_objective(config, None), config, ranks)
     attention = describe_backend(device, dtype, config.model.num_channels // config.model.num_heads)
     engine.train()
     arms = [Arm(config.train.attention), Arm(BASELINE)]
@@ -135,7 +135,7 @@ def measure(config: RunConfig, ranks: Ranks, steps: int) -> dict[str, Any]:
     }
 
 
-def summarize(arm: Arm, config: RunConfig, peak: float) -> dict[str, Any]:
+def summarize(arm: Arm, config: CausalLMConfig, peak: float) -> dict[str, Any]:
     """The figures of one arm: medians over its steps; MFU against `peak` FLOP/s of all ranks."""
     seconds = [step["step"] for step in arm.steps]
     tokens_per_second = config.train.global_batch * config.model.max_latents / statistics.median(seconds)
@@ -151,7 +151,7 @@ def summarize(arm: Arm, config: RunConfig, peak: float) -> dict[str, Any]:
     }
 
 
-def open_batches(config: RunConfig, ranks: Ranks, steps: int) -> tuple[str, Any]:
+def open_batches(config: CausalLMConfig, ranks: Ranks, steps: int) -> tuple[str, Any]:
     """Where the tokens come from, and a context manager for this rank's batches of them: the run's corpus or, before it
     is prepared, random tokens."""
     rows = rows_of_rank(config.train.global_batch, config.train.micro_batch, ranks.rank, ranks.size)
@@ -162,7 +162,7 @@ def open_batches(config: RunConfig, ranks: Ranks, steps: int) -> tuple[str, Any]
     return ", ".join(locations), PreparedData(reading).reader(ranks, Progress())
 
 
-def random_batches(config: RunConfig, rows: np.ndarray) -> Iterator[StepBatch]:
+def random_batches(config: CausalLMConfig, rows: np.ndarray) -> Iterator[StepBatch]:
     """The same random batch at every step: it costs what text costs, save reading it."""
     train, model = config.train, config.model
     micro_batches = []

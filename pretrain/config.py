@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    NonNegativeFloat,
-    PositiveInt,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationInfo, field_validator
 
 from perceiver_ar.hub import REPOSITORY
-from perceiver_ar.models.config import PRESETS, PerceiverARConfig
-from pretrain.corpus.copying import CopyTask
-from pretrain.corpus.direct.config import StreamConfig
-from pretrain.errors import InputError
-from pretrain.initial_model import open_initial_model
-from pretrain.schema import FilePath, Location, Section, dump_yaml, load_yaml, validate
+from pretrain.schema import FilePath, Section, dump_yaml, load_yaml, validate
+from pretrain.tasks import config_class
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
-PartName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-"""Overrides reach a part by it: `data.mixture.NAME.weight=0.5`."""
-
 
 CONFIG_FILE = "config.yaml"
 """In the run folder: the resolved configuration the run was started with."""
@@ -43,97 +25,6 @@ class RunSection(Section):
     """Everything the run writes lies here."""
     seed: Count = 0
     """Seeds initial weights, order of data and every dropout."""
-
-
-def _weight_schedule(value: Any) -> Any:
-    """A number holds from step 0 on; YAML and JSON have steps as text."""
-    if isinstance(value, dict):
-        if len({int(step) for step in value if str(step).isdigit()}) < sum(str(step).isdigit() for step in value):
-            raise ValueError(f"names a step twice: {', '.join(map(str, value))}")
-        return {int(step) if str(step).isdigit() else step: weight for step, weight in value.items()}
-    return {0: value}
-
-
-class MixtureSection(Section):
-    """A corpus of a mixture."""
-
-    corpus: Location
-    """Folder, or its URL, written by `pretrain/prepare.py`."""
-    weight: Annotated[dict[Count, NonNegativeFloat], BeforeValidator(_weight_schedule)]
-    """Share of the samples, relative to the other parts: a number, or one for each step from which on it holds."""
-    max_epochs: Annotated[float, Field(gt=0)] | None = None
-    """A run that would read the corpus more often is refused."""
-
-    @field_validator("weight")
-    @classmethod
-    def _begins_with_the_run(cls, value: dict[int, float]) -> dict[int, float]:
-        if 0 not in value:
-            raise ValueError(f"must say what holds from step 0 on, its first step is {min(value, default=None)}")
-        return dict(sorted(value.items()))
-
-    def weight_at(self, step: int) -> float:
-        return self.weight[max(begin for begin in self.weight if begin <= step)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSection(PerceiverARConfig):
-    """An architecture, and the weights it starts with."""
-
-    init_from: Location | None = None
-    """A run, a checkpoint, a folder, a Lightning checkpoint of perceiver-io, or ``owner/name[@revision]`` on the Hub:
-    the run starts with that model's weights, and fields that are left out are that model's."""
-
-    @property
-    def architecture(self) -> PerceiverARConfig:
-        values = asdict(self)
-        del values["init_from"]
-        return PerceiverARConfig(**values)
-
-
-class CacheSection(Section):
-    """Where shards of remote corpora are kept on each node."""
-
-    dir: FilePath | None = None
-    """A folder on a local disk, shared by the node's ranks and runs; by default in the system's temporary folder."""
-    max_gib: Annotated[float, Field(gt=0)] = 50
-
-
-class DataSection(Section):
-    """Exactly one of `corpus`, `mixture`, `stream` and `copy_task` says what is trained on."""
-
-    corpus: Location | None = None
-    """Folder, or its URL, written by `pretrain/prepare.py`."""
-    mixture: Annotated[dict[PartName, MixtureSection], Field(min_length=1)] | None = None
-    """Several of them, by name."""
-    stream: StreamConfig | None = None
-    """A data set read through `datasets` as training goes on, without preparation."""
-    copy_task: CopyTask | None = None
-    """Random bytes and their copy, made as training goes on."""
-    tokenizer: str | None = None
-    """Refuse data of any other tokenizer than this one."""
-    windows: Literal["strided", "packed", "crop"] = "strided"
-    """`strided` trains every token once an epoch with full context before it, `packed` cuts documents end to end into
-    contexts of which the last tokens are trained, `crop` takes one random crop of every document."""
-    segments: bool = False
-    """Keep attention and positions within documents."""
-    cache: CacheSection = CacheSection()
-    read_ahead: PositiveInt = 4
-    """Steps read ahead of training by a thread."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if sum(origin is not None for origin in (self.corpus, self.mixture, self.stream, self.copy_task)) != 1:
-            raise ValueError("give exactly one of data.corpus, data.mixture, data.stream and data.copy_task")
-        if self.stream is not None and self.windows != "strided":
-            raise ValueError(f"data.stream goes with data.windows strided only, not {self.windows}")
-        if self.copy_task is not None and (self.windows != "strided" or self.segments):
-            raise ValueError("data.copy_task makes windows of its own: leave out data.windows and data.segments")
-        return self
-
-    @property
-    def within_documents(self) -> bool:
-        """Whether a token sees its own document only: crops hold no other."""
-        return self.segments or self.windows == "crop"
 
 
 class ZeroSection(Section):
@@ -201,7 +92,8 @@ class TrainSection(Section):
 
 
 class OptimizerSection(Section):
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "lamb"] = "adamw"
+    """`lamb` (https://arxiv.org/abs/1904.00962) scales the update of each tensor by the tensor's own norm."""
     lr: Annotated[float, Field(gt=0)] = 3e-4
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -231,8 +123,11 @@ class ScheduleSection(Section):
 class EvaluationSection(Section):
     every: Count = 500
     """Steps between validations; 0 validates only at the end."""
-    windows: PositiveInt = 64
-    """Validation windows scored inside the loop, spread evenly over the split."""
+
+
+class ExampleEvaluationSection(EvaluationSection):
+    examples: PositiveInt | None = None
+    """Validation examples scored inside the loop, spread evenly over them; null for all."""
 
 
 class CheckpointSection(Section):
@@ -315,10 +210,10 @@ class HubSection(Section):
 
 
 class RunConfig(Section):
-    task: Literal["causal_lm"] = "causal_lm"
+    """What every run says; each task has a schema of its own on top, with `model` and `data`."""
+
+    task: str
     run: RunSection
-    model: ModelSection
-    data: DataSection
     train: TrainSection
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
@@ -329,15 +224,14 @@ class RunConfig(Section):
     logging: LoggingSection = LoggingSection()
     hub: HubSection | None = None
 
-    @field_validator("model", mode="before")
+    @field_validator("optimizer")
     @classmethod
-    def _resolve_preset(cls, value: Any) -> Any:
-        if not isinstance(value, dict) or "preset" not in value:
-            return value
-        own = {name: given for name, given in value.items() if name != "preset"}
-        if (preset := value["preset"]) not in list(PRESETS):
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
-        return {**PRESETS[preset], **own}
+    def _sees_whole_tensors(cls, value: OptimizerSection, info: ValidationInfo) -> OptimizerSection:
+        train = info.data.get("train")
+        if value.kind == "lamb" and train and (train.zero.stage, train.precision) != (0, "fp32"):
+            # Sharded optimizers hold flat parts of several tensors, of which none has a norm of its own.
+            raise ValueError("kind lamb needs train.zero.stage 0 and train.precision fp32, or take adamw")
+        return value
 
     @field_validator("schedule")
     @classmethod
@@ -348,6 +242,17 @@ class RunConfig(Section):
             raise ValueError(f"{parts} ({needed}) must be at most train.steps ({train.steps})")
         return value
 
+    @classmethod
+    def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """What a YAML file holds, with what it leaves to the model that the run starts from."""
+        return data
+
+
+class ExampleRunConfig(RunConfig):
+    """A run on numbered examples."""
+
+    evaluation: ExampleEvaluationSection = ExampleEvaluationSection()
+
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The run a YAML file describes, with ``key.sub=value`` overrides on top.
@@ -356,27 +261,17 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         InputError: One line that lists all problems.
     """
     data = load_yaml(path, overrides)
-    model = data.get("model")
-    if isinstance(model, dict) and isinstance(model.get("init_from"), str):
-        data["model"] = _initial_architecture(model, data.get("run")) | model
-    return validate(RunConfig, data)
+    schema = config_class(data)
+    return validate(schema, schema.complete(data))
 
 
-def _initial_architecture(model: dict[str, Any], run: Any) -> dict[str, Any]:
-    """What `model` need not say, as the model tells that it starts from: when the run began, if it has."""
-    if model.keys() >= {field.name for field in fields(PerceiverARConfig)}:
-        return {}
-    if "preset" in model:
-        raise InputError("model.preset: leave it out: model.init_from tells the architecture")
-    name = os.path.expanduser(model["init_from"])
-    if isinstance(run, dict) and isinstance(run.get("dir"), str):
-        with suppress(InputError):  # not begun, or what it left is refused later
-            begun = validate(RunConfig, load_yaml(Path(run["dir"], CONFIG_FILE).expanduser())).model
-            if begun.init_from == name:
-                return asdict(begun.architecture)
-    return asdict(open_initial_model(name).architecture)
+def read_config(data: dict[str, Any]) -> RunConfig:
+    """The configuration that a checkpoint keeps. Raises InputError."""
+    return validate(config_class(data), data)
 
 
 def dump_config(config: RunConfig) -> str:
     """YAML text of `config` with every field, which `load_config` reads back as an equal one."""
-    return dump_yaml(config.model_dump(mode="json"))
+    data = config.model_dump(mode="json")
+    first = ("task", "run", "model", "data")  # what a reader looks for
+    return dump_yaml({name: data[name] for name in first} | data)

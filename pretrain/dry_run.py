@@ -1,4 +1,4 @@
-"""What a run would cost, from its configuration and its corpus: no model is built, no GPU touched."""
+"""What a run would cost, from its configuration and its data: no memory is taken, no GPU touched."""
 
 from __future__ import annotations
 
@@ -9,36 +9,31 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from perceiver_ar.cost import (
-    activation_bytes,
-    forward_flops,
-    kept_prefix_length,
-    parameter_counts,
-    training_flops_per_token,
-)
+from perceiver_ar.cost import parameter_counts_of
 from pretrain.config import RunConfig, ZeroSection, dump_config
-from pretrain.data import PreparedData
+from pretrain.tasks import open_task
+from pretrain.tasks.task import Task
 
 ASSUMED_MFU = 0.4
 PEAK_BF16_FLOPS = {"A100": 312e12, "H100 SXM": 989e12, "B200": 2250e12, "RTX 4090": 165e12}
 """Dense bf16 FLOP/s by the makers' data sheets."""
 
 
-def print_dry_run(config: RunConfig, ranks: int, tokens_per_second: float | None) -> None:
-    """Print the resolved configuration and its cost on `ranks` ranks, which train `tokens_per_second` together."""
+def print_dry_run(config: RunConfig, ranks: int, rate: float | None) -> None:
+    """Print the resolved configuration and its cost on `ranks` ranks, which train `rate` targets a second together."""
+    task = open_task(config)
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(dump_config(config), markup=False, highlight=console.is_terminal, soft_wrap=True)
-    parameters = parameter_counts(config.model)
+    parameters = parameter_counts_of(lambda: task.build().model)
     _print_table(console, "Parameters", ["part", "parameters"], _parameter_rows(parameters))
-    _print_table(console, "FLOPs per trained token", ["part", "forward", "training"], _flops_rows(config))
-    _print_table(console, "Run", ["", ""], _run_rows(config, ranks))
-    if config.data.stream is None:
-        _print_table(console, "Data", ["", "tokens", "windows", "samples drawn", "epochs"], _data_rows(config))
+    for table in task.cost_tables():
+        _print_table(console, *table)
+    _print_table(console, "Run", ["", ""], _run_rows(config, task, ranks))
     stages = [f"ZeRO {stage}{' (set)' * (stage == config.train.zero.stage)}" for stage in range(4)]
-    memory = _memory_rows(config, sum(parameters.values()), ranks)
+    memory = _memory_rows(config, task, sum(parameters.values()), ranks)
     _print_table(console, f"GiB on each of {ranks} ranks", ["", *stages], memory)
     console.print("Kernel workspaces, communication buffers, allocator slack and a chunk of logits come on top.\n")
-    _print_table(console, "Time", ["", "tokens/s", "time"], _time_rows(config, ranks, tokens_per_second))
+    _print_table(console, "Time", ["", f"{task.unit}/s", "time"], _time_rows(config, task, ranks, rate))
 
 
 def state_bytes(parameters: int, *, stage: int, ranks: int, precision: str) -> dict[str, float]:
@@ -64,54 +59,23 @@ def _parameter_rows(counts: dict[str, int]) -> Iterable[Sequence[str]]:
     yield "total", f"{sum(counts.values()):,}"
 
 
-def _flops_rows(config: RunConfig) -> Iterable[Sequence[str]]:
-    model = config.model
-    flops = forward_flops(model, prefix_length=kept_prefix_length(model))
-    parts = {
-        "prefix": flops.prefix,
-        "cross-attention": flops.cross_attention,
-        "self-attention": flops.self_attention,
-        "head": flops.head,
-        "masked halves of attention": -flops.causal_discount,
-        "total": flops.total,
-    }
-    for part, forward in parts.items():
-        per_token = forward / model.max_latents
-        yield part, f"{per_token:,.0f}", f"{3 * per_token:,.0f}"
-
-
-def _run_rows(config: RunConfig, ranks: int) -> Iterable[Sequence[str]]:
-    model, train = config.model, config.train
-    accumulation = train.global_batch // (train.micro_batch * ranks)
-    tokens = trained_tokens(config)
-    factors = f"{train.micro_batch} micro-batch x {accumulation} accumulation x {ranks} ranks"
-    yield "global batch", f"{train.global_batch} sequences = {factors}"
-    yield "trained tokens per step", f"{train.global_batch * model.max_latents:,}"
-    yield "steps", f"{train.steps:,}"
-    yield "trained tokens", f"{tokens:,}"
-    yield "training FLOPs", f"{tokens * training_flops_per_token(model):.3g}"
-
-
-def _data_rows(config: RunConfig) -> Iterable[Sequence[str]]:
-    data = PreparedData(config)
-    samples = data.samples
-    drawn = config.train.steps * config.train.global_batch
-    epochs = samples.epochs(drawn)
-    for part, count in zip(samples.parts, samples.drawn(drawn), strict=True):
-        counts = data.corpora[part.name].manifest.splits["train"].tokens, len(part.windows), int(count)
-        yield part.name, *(f"{value:,}" for value in counts), f"{epochs[part.name]:.2f}"
-
-
-def _memory_rows(config: RunConfig, parameters: int, ranks: int) -> Iterable[Sequence[str]]:
+def _run_rows(config: RunConfig, task: Task, ranks: int) -> Iterable[Sequence[str]]:
     train = config.train
-    activations = activation_bytes(
-        config.model,
-        micro_batch=train.micro_batch,
-        precision=train.precision,
-        checkpointing=train.activation_checkpointing,
-    )
+    accumulation = train.global_batch // (train.micro_batch * ranks)
+    factors = f"{train.micro_batch} micro-batch x {accumulation} accumulation x {ranks} ranks"
+    yield "global batch", f"{train.global_batch} samples = {factors}"
+    yield f"trained {task.unit} per step", f"{task.step_targets():,}"
+    yield "steps", f"{train.steps:,}"
+    yield f"trained {task.unit}", f"{train.steps * task.step_targets():,}"
+    yield "training FLOPs", f"{train.steps * task.step_flops():.3g}"
+
+
+def _memory_rows(config: RunConfig, task: Task, parameters: int, ranks: int) -> Iterable[Sequence[str]]:
+    train = config.train
+    activations = task.activation_bytes()
+    on_top = {} if activations is None else {"activations": activations}
     stages = [
-        state_bytes(parameters, stage=stage, ranks=ranks, precision=train.precision) | {"activations": activations}
+        state_bytes(parameters, stage=stage, ranks=ranks, precision=train.precision) | on_top
         for stage in range(4)
     ]
     on_host = [_on_host(train.zero, stage) for stage in range(4)]
@@ -129,22 +93,18 @@ def _on_host(zero: ZeroSection, stage: int) -> set[str]:
     return optimizer | ({"weights"} if zero.offload_parameters and stage == 3 else set())
 
 
-def _time_rows(config: RunConfig, ranks: int, tokens_per_second: float | None) -> Iterable[Sequence[str]]:
-    if tokens_per_second:
-        rates = {"as given": tokens_per_second}
+def _time_rows(config: RunConfig, task: Task, ranks: int, rate: float | None) -> Iterable[Sequence[str]]:
+    targets = task.step_targets()
+    if rate:
+        rates = {"as given": rate}
     else:
-        flops = training_flops_per_token(config.model)
+        flops = task.step_flops() / targets
         rates = {
             f"{ranks} x {name} at {ASSUMED_MFU:.0%} MFU": ASSUMED_MFU * peak * ranks / flops
             for name, peak in PEAK_BF16_FLOPS.items()
         }
-    for name, rate in rates.items():
-        yield name, f"{rate:,.0f}", _duration(trained_tokens(config) / rate)
-
-
-def trained_tokens(config: RunConfig) -> int:
-    """Targets of the whole run."""
-    return config.train.steps * config.train.global_batch * config.model.max_latents
+    for name, per_second in rates.items():
+        yield name, f"{per_second:,.0f}", _duration(config.train.steps * targets / per_second)
 
 
 def _gib(size: float) -> str:

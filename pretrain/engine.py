@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from pretrain.checkpoint.layout import KINDS, Kind, Piece
 from pretrain.config import OptimizerSection, RunConfig
-from pretrain.corpus import Batch
 from pretrain.distributed import Ranks, set_timeouts
-from pretrain.tasks.causal_lm import CausalLM, TaskOutput
+from pretrain.tasks.objective import Objective
+from pretrain.tasks.task import Batch, TaskOutput
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -52,24 +52,30 @@ class Update:
 
 
 class Engine:
-    """A task trained by AdamW under DeepSpeed ZeRO 0-3, its state readable and writable in fp32 pieces.
+    """An objective trained under DeepSpeed ZeRO 0-3, its state readable and writable in fp32 pieces.
 
-    `task.model` holds the weights; their names are those of its state dict at every ZeRO stage and number of ranks.
+    `objective.model` holds the weights; their names are those of its state dict at every ZeRO stage and number of
+    ranks. Parameters that need no gradient stay as they are; buffers, such as running statistics, are kept with them.
     """
 
-    def __init__(self, task: CausalLM, config: RunConfig, ranks: Ranks) -> None:
+    def __init__(self, objective: Objective, config: RunConfig, ranks: Ranks) -> None:
         self.ranks = ranks
         self.stage = config.train.zero.stage
-        self.shapes = {name: tuple(p.shape) for name, p in task.model.named_parameters()}
-        """Of every trained parameter; under ZeRO-3 the parameters themselves have none."""
-        adam = build_adamw(task, config.optimizer, offload=config.train.zero.offload_optimizer)
+        self.shapes = {name: tuple(tensor.shape) for name, tensor in saved_tensors(objective.model).items()}
+        """Of all that is saved; under ZeRO-3 the parameters themselves have none."""
+        # In low precision DeepSpeed casts the whole module, and keeps fp32 weights only of what it trains.
+        self._frozen = {
+            name: p.detach().clone() for name, p in objective.model.named_parameters() if not p.requires_grad
+        }
+        adam = build_optimizer(objective, config.optimizer, offload=config.train.zero.offload_optimizer)
         self._deepspeed, *_ = deepspeed.initialize(
-            model=task, optimizer=adam, config=deepspeed_config(config, ranks.size), dist_init_required=False
+            model=objective, optimizer=adam, config=deepspeed_config(config, ranks.size), dist_init_required=False
         )
+        self._buffers = {name: b for name, b in objective.model.named_buffers() if name in self.shapes}
         set_timeouts()
         if config.train.compile:
             self._deepspeed.compile()
-        self._parameters = dict(task.model.named_parameters())
+        self._parameters = {name: p for name, p in objective.model.named_parameters() if p.requires_grad}
         self._adam = self._deepspeed.basic_optimizer
         if isinstance(optimizer := self._deepspeed.optimizer, stage_1_and_2.DeepSpeedZeroOptimizer):
             # It would go through all gradients and wait for the device, to learn what their norm tells anyway.
@@ -137,11 +143,21 @@ class Engine:
         """This rank's share of all weights and moments, live; all ranks' together hold every element exactly once."""
         for held in self._held():
             if self.stage == 0:  # where every rank holds everything
-                size = held.tensor.numel()
-                start, stop = (size * rank // self.ranks.size for rank in (self.ranks.rank, self.ranks.rank + 1))
-                held = Piece(held.kind, held.name, start, held.tensor[start:stop])
+                held = self._share(held)
             if held.tensor.numel():
                 yield held
+        for name, tensor in self._frozen.items():
+            if (share := self._share(Piece("weight", name, 0, tensor.view(-1)))).tensor.numel():
+                yield share
+        if self.ranks.is_main:  # each rank has running statistics of its own
+            for name, buffer in self._buffers.items():
+                yield Piece("weight", name, 0, buffer.detach().float().view(-1))
+
+    def _share(self, piece: Piece) -> Piece:
+        """This rank's part of what all ranks hold."""
+        size = piece.tensor.numel()
+        start, stop = (size * rank // self.ranks.size for rank in (self.ranks.rank, self.ranks.rank + 1))
+        return Piece(piece.kind, piece.name, start, piece.tensor[start:stop])
 
     def restore(self, read: Callable[[Kind, str, int, int], Tensor]) -> None:
         """Set this rank's weights and moments from ``read(kind, name, start, stop)``, elements of flattened tensors.
@@ -177,7 +193,7 @@ class Engine:
 
     @property
     def adam_step(self) -> int:
-        """Updates applied so far: what Adam's bias correction counts."""
+        """Updates applied so far: what Adam's bias correction counts; LAMB has none."""
         return int(next(iter(self._adam.state.values()))["step"])
 
     @adam_step.setter
@@ -234,17 +250,31 @@ class _Decision:
         return self._update
 
 
-def build_adamw(task: CausalLM, section: OptimizerSection, *, offload: bool) -> torch.optim.Optimizer:
-    """AdamW with weight decay on matrices only; on the host where the optimizer is offloaded."""
+def saved_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint keeps of a model: its parameters, each once, and its floating-point buffers."""
+    persistent = model.state_dict(keep_vars=True)
+    buffers = {name: b for name, b in model.named_buffers() if name in persistent and b.is_floating_point()}
+    return dict(model.named_parameters()) | buffers
+
+
+def build_optimizer(objective: nn.Module, section: OptimizerSection, *, offload: bool) -> torch.optim.Optimizer:
+    """AdamW or LAMB with weight decay on matrices only; on the host where the optimizer is offloaded."""
     matrices = {
         module.weight
-        for name, module in task.named_modules()
-        if isinstance(module, nn.Linear | nn.Embedding) and not name.endswith("positions")
+        for name, module in objective.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d) and not name.endswith("positions")
     }
+    trained = [p for p in objective.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in task.parameters() if p in matrices], "weight_decay": section.weight_decay},
-        {"params": [p for p in task.parameters() if p not in matrices], "weight_decay": 0.0},
+        {"params": [p for p in trained if p in matrices], "weight_decay": section.weight_decay},
+        {"params": [p for p in trained if p not in matrices], "weight_decay": 0.0},
     ]
+    if section.kind == "lamb":
+        from pytorch_optimizer import Lamb
+
+        # The paper's (version 3): weight decay is part of the update that is scaled, and nothing is corrected for bias.
+        options: dict[str, Any] = {"weight_decouple": False, "adam_debias": True}
+        return Lamb(groups, lr=section.lr, betas=section.betas, eps=section.eps, **options)
     if offload:
         return deepspeed.ops.adam.DeepSpeedCPUAdam(groups, lr=section.lr, betas=section.betas, eps=section.eps)
     return torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, eps=section.eps, fused=True)

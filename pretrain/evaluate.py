@@ -1,9 +1,10 @@
-"""Evaluate a model: how well it predicts text, what the prefix contributes to that, and tasks that need the context.
+"""Evaluate a model: how well it does on held-out data, and, where it continues text, what its long context is good for.
 
-Takes a run, a checkpoint, an exported folder or a model of the Hub. Every token of a text is scored once, behind as
-much context as the model can read. The reach ablation scores the same tokens with the same weights and latents behind
-a shortened prefix, on windows spread evenly over the text. Results are printed, and kept in evaluation.json, from
-where reports and model cards have them.
+Takes a run or a checkpoint, which is scored on all of the run's validation data. A language model that continues text
+may also be an exported folder or a name on the Hub, and is scored on any text and on tasks: every token of a text once,
+behind as much context as the model can read. The reach ablation scores the same tokens with the same weights and
+latents behind a shortened prefix, on windows spread evenly over the text. Results are printed, and kept in
+evaluation.json, from where reports and model cards have them.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from pretrain.evaluation.choosing import choose_texts
 from pretrain.evaluation.results import EVALUATION, Results, is_in_model, write_results
 from pretrain.evaluation.scoring import Reading, TextScorer
 from pretrain.evaluation.strided import perplexity
-from pretrain.evaluation.tables import position_table, text_table
+from pretrain.evaluation.tables import position_table, task_table, text_table
 from pretrain.evaluation.tasks import run_tasks
 from pretrain.evaluation.texts import Text
-from pretrain.exported_model import ExportedModel, find_model
+from pretrain.evaluation.validation_set import evaluate_validation
+from pretrain.exported_model import ExportedModel, find_run_or_model
 from pretrain.trained_model import TrainedModel
+from pretrain.trained_run import TrainedRun
 
 REACHES = (0.0, 0.25, 0.5, 1.0)
 EXAMPLES = """\
@@ -44,14 +47,17 @@ EXAMPLES = """\
   python pretrain/evaluate.py --checkpoint runs/demo/checkpoints/step-00001000 --max-windows 256 --out step-1000.json
   python pretrain/evaluate.py --checkpoint exports/demo --data data/other book.txt --reach 0,1
   python pretrain/evaluate.py --checkpoint me/model --tasks passkey,lambada_openai --limit 100
+  python pretrain/evaluate.py --checkpoint runs/flow data.validation.kind=sintel data.validation.dir=~/data/sintel
 """
+TEXT_OPTIONS = ("data", "split", "stride", "reach", "max_windows", "ablation_windows", "tasks", "include_path", "limit")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, examples=EXAMPLES)
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="MODEL", help="a run, a checkpoint, an exported folder, or owner/name")
-    text = parser.add_argument_group("text (evaluated unless only --tasks are given)")
+    add("overrides", nargs="*", metavar="data.key=value", help="validate on other data than the run did, see above")
+    text = parser.add_argument_group("text that a language model continues (evaluated unless only --tasks are given)")
     add = text.add_argument
     add("--data", nargs="+", metavar="TEXT", help="prepared corpora and text files (default: what a run trains on)")
     add("--split", choices=("train", "validation"), default="validation", help="of corpora (default: %(default)s)")
@@ -59,16 +65,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--reach", metavar="F,...", help="fractions of the prefix to leave; '' for no ablation (default: 0,0.25,0.5,1)")
     add("--max-windows", type=int, default=0, metavar="N", help="windows to score, spread evenly (default: 0, all)")
     add("--ablation-windows", type=int, default=128, metavar="N", help="... for the ablation; 0 is all (%(default)s)")
-    task = parser.add_argument_group("tasks")
+    task = parser.add_argument_group("tasks of such a model")
     add = task.add_argument
     add("--tasks", type=_names, default=[], metavar="T,...", help="passkey, copy, and tasks of lm-eval")
     add("--include-path", type=Path, metavar="DIR", help="lm-eval tasks of your own: a folder of YAML files")
     add("--limit", type=int, metavar="N", help="examples of each task; of passkey per length and depth (default: 10)")
     add = parser.add_argument
-    add("--batch", type=int, metavar="N", help="windows or examples per forward pass (default: 4 on CPU, 16 on a GPU)")
+    add("--batch", type=int, metavar="N", help="examples per forward pass (default: of text 4 or, on a GPU, 16)")
     add("--out", type=Path, metavar="FILE", help="JSON of the results (default: evaluation.json of the run or folder)")
     arguments = parser.parse_args(argv)
     _check(arguments)
+    given = [name for name in TEXT_OPTIONS if getattr(arguments, name) != parser.get_default(name)]
+    arguments.text_options = [f"--{name.replace('_', '-')}" for name in given]
     return arguments
 
 
@@ -89,13 +97,39 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
-    model = find_model(arguments.checkpoint)
+    model = find_run_or_model(arguments.checkpoint)
+    console = Console()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if isinstance(model, TrainedModel | ExportedModel):
+        if arguments.overrides:
+            raise InputError(f"{arguments.overrides[0]}: {model.name} continues text: name other text as --data")
+        out = evaluate_language_model(model, arguments, console, device)
+    else:
+        out = evaluate_run(model, arguments, console, device)
+    console.print(f"written to {out}")
+    return DONE
+
+
+def evaluate_run(run: TrainedRun, arguments: argparse.Namespace, console: Console, device: torch.device) -> Path:
+    """Score a run of any other task on its validation data. Returns the file of the results."""
+    if arguments.text_options:
+        task = run.config.task
+        raise InputError(f"{arguments.text_options[0]}: is for models that continue text, not for runs of task {task}")
+    out = writable(arguments.out or run.run_dir / EVALUATION)
+    name, measures = evaluate_validation(run, arguments.overrides, console, device=device, batch=arguments.batch)
+    console.print(task_table(name, measures))
+    keep_results(out, run, {"corpora": {}, "tasks": {name: measures}}, console)
+    return out
+
+
+def evaluate_language_model(
+    model: TrainedModel | ExportedModel, arguments: argparse.Namespace, console: Console, device: torch.device
+) -> Path:
+    """Score a Perceiver AR on text and tasks. Returns the file of the results."""
     reaches = parse_reaches(arguments.reach, model)
     latents = model.architecture.max_latents
     if arguments.stride is not None and arguments.stride > latents:
         raise InputError(f"--stride: {arguments.stride} is more than the model's max_latents ({latents})")
-    console = Console()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = arguments.batch or (16 if device.type == "cuda" else 4)
     with TemporaryDirectory() as scratch:
         texts: dict[str, Text] = {}
@@ -120,8 +154,7 @@ def main(argv: Sequence[str]) -> int:
                 weights = mixture_weights(model.config, model.state["step"])
             scores = score_texts(TextScorer(model, device, reading, console), texts, weights, console)
             keep_results(out, model, {**scores, "tasks": {}}, console)
-    console.print(f"written to {out}")
-    return DONE
+    return out
 
 
 def parse_reaches(text: str | None, model: TrainedModel | ExportedModel) -> Sequence[float]:
@@ -160,6 +193,11 @@ def results_file(arguments: argparse.Namespace, model: TrainedModel | ExportedMo
         out = model.folder / EVALUATION
     else:
         out = Path(f"evaluation-{model.name.replace('/', '--')}.json")
+    return writable(out)
+
+
+def writable(out: Path) -> Path:
+    """`out`; raises `InputError` where no file can be written there."""
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
         raise InputError(f"--out: {out.parent} is not a folder that can be written to")
     return out
@@ -193,7 +231,7 @@ def score_texts(
     }
 
 
-def keep_results(out: Path, model: TrainedModel | ExportedModel, measured: Results, console: Console) -> None:
+def keep_results(out: Path, model: TrainedRun | ExportedModel, measured: Results, console: Console) -> None:
     """Into the file, and into the card of an exported folder if the file lies there."""
     results, outdone = write_results(out, model, measured)
     if outdone:

@@ -1,4 +1,4 @@
-"""Export a checkpoint as a Hugging Face folder: safetensors, tokenizer, generation config and model card."""
+"""Export a checkpoint as a Hugging Face folder: safetensors, what makes the model's inputs, and model card."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from contextlib import suppress
 
 from rich.console import Console
 
-from perceiver_ar.hub import REPOSITORY
+from perceiver_ar.hub import MODEL_TYPE, PERCEIVER_IO_TYPES, REPOSITORY
 from pretrain.command_line import ArgumentParser
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.hub.upload import HubUnavailable, make_repository, upload_folder
-from pretrain.trained_model import TrainedModel
+from pretrain.release import open_release
+from pretrain.trained_run import TrainedRun
 
 EXAMPLES = """\
   python pretrain/export.py --checkpoint runs/demo --out exports/demo
@@ -65,8 +66,9 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     repo = arguments.push_to_hub
     check_destination(arguments.out)
-    trained = TrainedModel.find(arguments.checkpoint)
-    corpora = trained.corpora(arguments.data)
+    trained = TrainedRun.find(arguments.checkpoint)
+    release = open_release(trained, arguments.data)
+    release.check()
     if repo is not None:
         # What the token may not do is better known before a long export; an outage may be over behind it.
         with suppress(HubUnavailable):
@@ -76,8 +78,7 @@ def main(argv: Sequence[str]) -> int:
     from pretrain.hf_export import export
 
     export(
-        trained,
-        corpora,
+        release,
         arguments.out,
         name=repo or arguments.out.resolve().name,
         loaded_as=repo or str(arguments.out),
@@ -102,11 +103,11 @@ def check_destination(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     try:
-        ours = json.loads((out / "config.json").read_text())["model_type"] == "perceiver-ar"
+        ours = json.loads((out / "config.json").read_text())["model_type"] in (MODEL_TYPE, *PERCEIVER_IO_TYPES)
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise InputError(f"--out: {out} exists and is no exported Perceiver AR; choose another folder")
+        raise InputError(f"--out: {out} exists and is no exported Perceiver AR nor Perceiver IO; choose another folder")
 
 
 if __name__ == "__main__":

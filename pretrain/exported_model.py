@@ -13,6 +13,7 @@ from perceiver_ar.hub import local_folder, read_architecture, read_json
 from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
 from pretrain.errors import InputError, Unavailable
 from pretrain.trained_model import TrainedModel
+from pretrain.trained_run import TrainedRun
 
 if TYPE_CHECKING:  # transformers takes seconds to import: bad input is not to wait for it
     from transformers import PreTrainedTokenizerFast
@@ -23,16 +24,28 @@ CONFIG = "config.json"
 
 
 def find_model(name: str | Path) -> TrainedModel | ExportedModel:
+    """As `find_run_or_model`; raises `InputError` for a run that trains something else than a Perceiver AR, too."""
+    found = find_run_or_model(name)
+    if isinstance(found, TrainedModel | ExportedModel):
+        return found
+    raise InputError(f"{name}: is a run of task {found.config.task}, not of a causal language model")
+
+
+def find_run_or_model(name: str | Path) -> TrainedRun | ExportedModel:
     """The model of a run directory, a checkpoint, an exported folder, or ``owner/name[@revision]`` on the Hub.
 
-    Raises `InputError` where there is none, or it is no Perceiver AR; `Unavailable` where the Hub cannot be reached.
+    A run that trains a Perceiver AR is a `TrainedModel`.
+
+    Raises `InputError` where there is none, or an exported one is no Perceiver AR; `Unavailable` where the Hub cannot
+    be reached.
     """
     path = Path(name)
     if (path / CONFIG).is_file():
         return ExportedModel(path.resolve().name, path)
     if path.exists():
         _check_is_trained(path)
-        return TrainedModel.find(path)
+        run = TrainedRun.find(path)
+        return TrainedModel(run.checkpoint) if run.config.task == "causal_lm" else run
     try:
         return ExportedModel(str(name), local_folder(name))
     except ConnectionError as error:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,26 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import BaseImageProcessor
 
-from perceiver_ar.hf import PerceiverARForCausalLM, PerceiverARHFConfig
-from perceiver_ar.hf.remote_code import AUTO_MAP, remote_code
-from perceiver_ar.hf.tokenization import byte_tokenizer, saved_tokenizer, sentencepiece_tokenizer
+from perceiver_ar.hf.auto import auto_classes
+from perceiver_ar.hf.remote_code import auto_map, remote_code
 from pretrain.checkpoint import CheckpointReader
 from pretrain.console import MEGABYTES, Advance, show_progress
-from pretrain.corpus import Corpus
-from pretrain.corpus.tokenizers import BYTES
 from pretrain.errors import InputError
 from pretrain.model_card import write_card
-from pretrain.trained_model import DTYPES, TrainedModel
+from pretrain.release import Release
+from pretrain.trained_run import DTYPES
 
 SHARD_BYTES = 5 * 10**9
 TRAINING = "training.json"
 WRAPPED = "model."
-"""What the names of a Hugging Face model's weights begin with; the rest is their name in `PerceiverAR`."""
+"""What the names of a Hugging Face model's weights begin with; the rest is their name in the model that was trained."""
 
 
 def export(
-    trained: TrainedModel,
-    corpora: dict[str, Corpus],
+    release: Release,
     out: Path,
     *,
     name: str,
@@ -60,10 +56,9 @@ def export(
         for leftover in (temporary, old):
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _write_tokenizer(hf_tokenizer(trained, next(iter(corpora.values()))), temporary)
-        _write_configuration(trained, temporary, dtype, with_code)
-        write_card(temporary, name, trained, corpora, loaded_as=loaded_as, with_code=with_code)
-        _write_weights(trained, temporary, DTYPES[dtype], max_shard_size, console)
+        _write_configuration(release, temporary, dtype, with_code)
+        write_card(temporary, name, release, loaded_as=loaded_as, with_code=with_code)
+        _write_weights(release, temporary, DTYPES[dtype], max_shard_size, console)
         if out.exists():
             os.rename(out, old)
         os.rename(temporary, out)
@@ -74,96 +69,66 @@ def export(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def hf_model(trained: TrainedModel, dtype: torch.dtype = torch.float32) -> PerceiverARForCausalLM:
+def hf_model(release: Release, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint as a Hugging Face model, in evaluation mode."""
     with torch.device("meta"):
-        wrapped = PerceiverARForCausalLM(PerceiverARHFConfig(**dataclasses.asdict(trained.architecture)))
-    wrapped.model = trained.model()
-    wrapped.to(dtype)  # type: ignore[arg-type]
-    wrapped.generation_config = _generation_config(trained)
+        wrapped: Any = release.hf_class()(release.hf_config())
+    wrapped.model = release.trained.model()
+    wrapped.to(dtype)
+    if (generation := release.generation_config()) is not None:
+        wrapped.generation_config = generation
     return wrapped.eval()
 
 
-def hf_tokenizer(trained: TrainedModel, corpus: Corpus | None = None) -> PreTrainedTokenizerFast:
-    """The fast tokenizer with the ids the model was trained on; `corpus` if it is not where the run had it.
+def _write_configuration(release: Release, folder: Path, dtype: str, with_code: bool) -> None:
+    """All that is not weights: configuration, processors, what programs want to know, and the source."""
+    config, processors = release.hf_config(), release.processors()
+    config.architectures = [release.hf_class().__name__]
+    config.dtype = DTYPES[dtype]
+    if with_code:
+        classes = auto_classes(type(config))
+        config.auto_map = auto_map(classes)
+        images: list[Any] = [processor for processor in processors if isinstance(processor, BaseImageProcessor)]
+        for processor in images:
+            processor.auto_map = auto_map({"AutoImageProcessor": type(processor)})
+        for name, source in remote_code([*classes.values(), *map(type, images)]).items():
+            (folder / name).write_text(source)
+    for part in (*processors, config, release.generation_config()):
+        if part is not None:
+            _save(part, folder)
+    (folder / TRAINING).write_text(json.dumps(release.training_record(), indent=1) + "\n")
 
-    Raises `InputError` where the run's tokenizer has no exact fast counterpart.
-    """
-    context, data = trained.architecture.max_seq_len, trained.state["data"]
-    if data["tokenizer"] == BYTES:
-        return byte_tokenizer(context)
-    corpus = corpus or next(iter(trained.corpora().values()))
-    [file] = [corpus.folder / name for name in corpus.manifest.tokenizer_files]
-    if file.suffix == ".json":
-        return saved_tokenizer(file, data["end_id"], context)
+
+def _save(part: Any, folder: Path) -> None:
     try:
-        return sentencepiece_tokenizer(file, data["end_id"], context)
-    except ValueError as error:
-        raise InputError(f"{file}: cannot be made a fast tokenizer with the same ids: {error}") from error
-
-
-def training_record(trained: TrainedModel) -> dict[str, Any]:
-    """``training.json``: what programs that open the folder want to know of the training."""
-    data = trained.state["data"]
-    return {
-        "run": trained.run_dir.name,
-        "step": trained.state["step"],
-        "trained_tokens": trained.state["trained_tokens"],
-        "precision": trained.config.train.precision,
-        "within_documents": trained.within_documents,
-        "end_id": trained.end_id,
-        "tokenizer": data["tokenizer"],
-        "tokenizer_hash": data["tokenizer_hash"],
-        "fingerprints": data["fingerprints"],
-    }
-
-
-def _generation_config(trained: TrainedModel) -> GenerationConfig:
-    # A document begins behind the end of another: that is what the model has seen before every first token.
-    end = trained.end_id
-    return GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)
-
-
-def _write_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    try:
-        tokenizer.save_pretrained(folder)
+        part.save_pretrained(folder)
     except Exception as error:  # no class of its own is raised where the disk refuses
         raise OSError(str(error)) from error
 
 
-def _write_configuration(trained: TrainedModel, folder: Path, dtype: str, with_code: bool) -> None:
-    config = PerceiverARHFConfig(**dataclasses.asdict(trained.architecture))
-    config.architectures = [PerceiverARForCausalLM.__name__]
-    config.dtype = DTYPES[dtype]
-    if with_code:
-        config.auto_map = AUTO_MAP
-        for name, source in remote_code().items():
-            (folder / name).write_text(source)
-    config.save_pretrained(folder)
-    _generation_config(trained).save_pretrained(folder)
-    (folder / TRAINING).write_text(json.dumps(training_record(trained), indent=1) + "\n")
-
-
-def _write_weights(
-    trained: TrainedModel, folder: Path, dtype: torch.dtype, max_shard_size: int, console: Console
-) -> None:
-    shapes = {WRAPPED + name: shape for name, shape in trained.state["shapes"].items()}
-    tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
+def _write_weights(release: Release, folder: Path, dtype: torch.dtype, max_shard_size: int, console: Console) -> None:
+    tensors = _tensors(release, dtype)
     plan = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     with show_progress(console, "weights", plan.metadata["total_size"], MEGABYTES) as advance:
         for file, names in plan.filename_to_tensors.items():
-            _write_shard(folder / file, names, trained.checkpoint, dtype, advance)
+            _write_shard(folder / file, {name: tensors[name] for name in names}, release.trained.checkpoint, advance)
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
-def _write_shard(path: Path, names: Sequence[str], checkpoint: Path, dtype: torch.dtype, advance: Advance) -> None:
+def _tensors(release: Release, dtype: torch.dtype) -> dict[str, Tensor]:
+    """On the meta device: what the files hold, by name."""
+    saved = release.trained.state["shapes"]
+    return {WRAPPED + name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in saved.items()}
+
+
+def _write_shard(path: Path, tensors: dict[str, Tensor], checkpoint: Path, advance: Advance) -> None:
     # A reader of its own: what one has read stays mapped into memory as long as it is open.
     reader = CheckpointReader(checkpoint)
     shard = {}
-    for name in names:
-        shard[name] = reader.whole("weight", name.removeprefix(WRAPPED)).to(dtype)
+    for name, like in tensors.items():
+        shard[name] = reader.whole("weight", name.removeprefix(WRAPPED)).to(like.dtype)
         advance(shard[name].nbytes)
     save_file(shard, path, metadata={"format": "pt"})
     # safetensors lets nobody else read its files: these are to be as open as the folder they lie in.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perceiver_ar.models.config import PerceiverARConfig
 from pretrain.errors import InputError, Unavailable
@@ -31,7 +31,8 @@ MAY_DIFFER = (
 class InitialModel:
     name: str
     """As the configuration has it."""
-    architecture: PerceiverARConfig
+    architecture: Any
+    """The model's configuration, a dataclass."""
     tokenizer: str | None
     """Its name, where the model tells."""
     tokenizer_hash: str | None
@@ -39,7 +40,7 @@ class InitialModel:
     """Reads them, one after another where it can; raises OSError or ValueError where they are damaged."""
 
     def misfits(self, own: PerceiverARConfig) -> Iterator[str]:
-        """What in a run's architecture the weights do not go with."""
+        """What in a run's architecture the weights of a Perceiver AR do not go with."""
         for field in fields(self.architecture):
             ours, needed = getattr(own, field.name), getattr(self.architecture, field.name)
             ends = field.name == "max_seq_len" and self.architecture.learned_positions
@@ -47,12 +48,21 @@ class InitialModel:
                 yield f"model.{field.name}: must be {needed} for the weights of {self.name}, not {ours}: leave it out"
 
 
-@cache
-def open_initial_model(name: str) -> InitialModel:
-    """The model of a run, a checkpoint, a folder (ours or perceiver-io's), a Lightning checkpoint or a Hub name.
+def open_initial_model(name: str, kind: type = object) -> InitialModel:
+    """The model of a run, a checkpoint, a folder, a Lightning checkpoint of perceiver-io or a Hub name.
 
-    Raises `InputError` where it is none of these; `Unavailable` where the Hub cannot be reached.
+    Raises `InputError` where it is none of these, or its configuration is no `kind`; `Unavailable` where the Hub cannot
+    be reached.
     """
+    initial = _open(name)
+    if not isinstance(initial.architecture, kind):
+        made_of = type(initial.architecture).__name__
+        raise InputError(f"model.init_from: {name} is a model of another kind: of a {made_of}, not a {kind.__name__}")
+    return initial
+
+
+@cache
+def _open(name: str) -> InitialModel:
     path = Path(name)
     try:
         if (path / "state.json").is_file() or (path / "checkpoints").is_dir():
@@ -69,16 +79,17 @@ def open_initial_model(name: str) -> InitialModel:
 
 def _of_run(name: str) -> InitialModel:
     from pretrain.checkpoint import CheckpointReader
-    from pretrain.trained_model import TrainedModel
+    from pretrain.trained_run import TrainedRun
 
-    trained = TrainedModel.find(Path(name))
+    trained = TrainedRun.find(Path(name))
     data = trained.state["data"]
 
     def weights() -> Iterator[tuple[str, Tensor]]:
         reader = CheckpointReader(trained.checkpoint)
         return ((weight, reader.whole("weight", weight)) for weight in reader.state["shapes"])
 
-    return InitialModel(name, trained.architecture, data["tokenizer"], data["tokenizer_hash"], weights)
+    architecture = trained.config.model.architecture  # type: ignore[attr-defined]  # every task has one
+    return InitialModel(name, architecture, data.get("tokenizer"), data.get("tokenizer_hash"), weights)
 
 
 def _of_source(name: str) -> InitialModel:

@@ -9,22 +9,19 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from pretrain.checkpoint import restore_checkpoint
 from pretrain.config import RunConfig
 from pretrain.corpus import StepBatch
-from pretrain.corpus.windows import IGNORED
-from pretrain.data import PreparedData, TrainingData, open_data
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine, Judge, Update
-from pretrain.metrics import Record
 from pretrain.progress import read_progress
 from pretrain.stability import StabilityGuard
-from pretrain.startup import build_task
+from pretrain.startup import build_objective, open_data
+from pretrain.tasks import open_task
+from pretrain.tasks.task import Record, TrainingData
 from pretrain.training_step import StepResult, count_targets, finite_or_none, guarded_step, sample_losses, worst
 
 
@@ -46,23 +43,24 @@ def inspect_step(config: RunConfig, checkpoint: Path | None, step: int, top: int
     The record is JSON-able, the same on every rank, and has at most `top` samples and parameters; what is not finite is
     None in it. Nothing is written. Collective. Raises InputError.
     """
-    data = open_data(config, ranks)
-    progress = ranks.together(partial(read_progress, checkpoint, data.corpora))
+    task = open_task(config)
+    data = open_data(task, ranks)
+    progress = ranks.together(partial(read_progress, checkpoint, data.describe()["fingerprints"]))
     # Hooks see into modules, not into what they are compiled to.
     config = config.model_copy(update={"train": config.train.model_copy(update={"compile": False})})
-    task = build_task(config, checkpoint)
-    engine = InspectedEngine(task, config, ranks)
+    objective = build_objective(config, checkpoint)
+    engine = InspectedEngine(objective, config, ranks)
     if checkpoint is not None:
         restore_checkpoint(checkpoint, engine)
     engine.train()
     guard = StabilityGuard(config.stability, progress.stability)
     with ranks.together(partial(data.reader, ranks, progress)) as reader:
         for _ in range(progress.step + 1, step):
-            _take(engine, ranks.together(partial(next, reader)), config, guard)
+            _take(engine, ranks.together(partial(next, reader)), config, guard, data)
         batch = ranks.together(partial(next, reader))
         engine.inspecting = True
-        with watching_outputs(task.model) as not_finite:
-            result = _take(engine, batch, config, guard)
+        with watching_outputs(objective.model) as not_finite:
+            result = _take(engine, batch, config, guard, data)
     found = [(name, rank) for rank, names in enumerate(ranks.gather(not_finite)) for name in names[:1]]
     return {
         "step": step,
@@ -72,14 +70,16 @@ def inspect_step(config: RunConfig, checkpoint: Path | None, step: int, top: int
         "grad_norm": finite_or_none(result.grad_norm),
         "problem": result.problem,
         "not_finite": [{"module": name, "rank": rank} for name, rank in found],
-        "samples": _worst(result, batch, data, config, top, ranks),
+        "samples": _worst(result, batch, data, top, ranks),
         "parameters": _steepest(engine.parameter_norms, top),
     }
 
 
-def _take(engine: Engine, batch: StepBatch, config: RunConfig, guard: StabilityGuard) -> StepResult:
-    [tokens] = engine.ranks.sum(count_targets(batch.micro_batches))
-    return guarded_step(engine, batch, int(tokens), config, guard)
+def _take(
+    engine: Engine, batch: StepBatch, config: RunConfig, guard: StabilityGuard, data: TrainingData
+) -> StepResult:
+    [targets] = engine.ranks.sum(count_targets(batch.micro_batches))
+    return guarded_step(engine, batch, int(targets), config, guard, other_data=data.changes_at(batch.step))
 
 
 @contextmanager
@@ -100,31 +100,20 @@ def watching_outputs(model: nn.Module) -> Iterator[list[str]]:
         handle.remove()
 
 
-def _worst(
-    result: StepResult, batch: StepBatch, data: TrainingData, config: RunConfig, top: int, ranks: Ranks
-) -> list[Record]:
+def _worst(result: StepResult, batch: StepBatch, data: TrainingData, top: int, ranks: Ranks) -> list[Record]:
     """The samples of the highest losses of all ranks, where they come from and what they say."""
     mine = worst(sample_losses(result.row_losses, batch.micro_batches), lambda row: row.loss, top)
-    targets = torch.cat([micro_batch.targets for micro_batch in batch.micro_batches])
-    rows = torch.cat([micro_batch.indices for micro_batch in batch.micro_batches]).tolist()
-    tokenizer = next(iter(data.corpora.values())).tokenizer()
-    described = []
-    for row in mine:
-        ids = targets[rows.index(row.sample)]
-        text = tokenizer.decode(ids[ids != IGNORED].numpy())
-        described.append((row, {**_place(row.sample, data, config), "text": text}))
+    rows = {
+        sample: (micro_batch, row)
+        for micro_batch in batch.micro_batches
+        for row, sample in enumerate(micro_batch.indices.tolist())
+    }
+    described = [
+        (loss, {**data.place(loss.sample), "text": data.show(*rows[loss.sample])})
+        for loss in mine
+    ]
     of_all = worst(chain.from_iterable(ranks.gather(described)), lambda pair: pair[0].loss, top)
     return [{"sample": row.sample, "loss": finite_or_none(row.loss), **about} for row, about in of_all]
-
-
-def _place(sample: int, data: TrainingData, config: RunConfig) -> Record:
-    if isinstance(data, PreparedData):
-        plan = data.samples.plan(np.array([sample]))
-        part = data.samples.parts[int(plan.source[0])].name
-        return {"corpus": part, "window": int(plan.window[0]), "epoch": int(plan.epoch[0])}
-    assert config.data.stream is not None
-    batch = config.train.global_batch
-    return {"stream": sample % batch * config.data.stream.streams // batch}
 
 
 def _steepest(norms: dict[str, float], top: int) -> list[Record]:

@@ -14,7 +14,6 @@ from pretrain.checkpoint import Saver, newest_whole, restore_checkpoint
 from pretrain.config import RunConfig
 from pretrain.corpus import StepBatch
 from pretrain.corpus.reader import StepReader
-from pretrain.data import TrainingData, describe_data, open_data
 from pretrain.distributed import Ranks, RanksError, StopRequest, Watchdog, join
 from pretrain.distributed.attempt import report_step
 from pretrain.distributed.watchdog import Limit
@@ -25,7 +24,9 @@ from pretrain.recording import Recorder
 from pretrain.report import write_report
 from pretrain.saving import Saving
 from pretrain.stability import StabilityGuard
-from pretrain.startup import banner, build_task
+from pretrain.startup import banner, build_objective, open_data
+from pretrain.tasks import open_task
+from pretrain.tasks.task import Task, TrainingData
 from pretrain.training_step import count_targets, guarded_step
 from pretrain.validation import Interrupted, Validator
 
@@ -43,22 +44,23 @@ def train(config: RunConfig, stop: StopRequest) -> int:
     with Watchdog(config.watchdog) as watchdog:
         ranks = join(config.watchdog, stop)
         watchdog.enter("set-up: opening the data", "setup")
-        data = open_data(config, ranks)
+        task = open_task(config)
+        data = open_data(task, ranks)
         watchdog.enter("set-up: looking for a whole checkpoint", "setup")
         checkpoint = newest_whole(config.run.dir, ranks)
-        progress = ranks.together(partial(read_progress, checkpoint, data.corpora))
+        progress = ranks.together(partial(read_progress, checkpoint, data.describe()["fingerprints"]))
         if progress.is_done(config.train.steps):
             _say(ranks, f"already done: {checkpoint} has {progress.step} of {config.train.steps} steps")
             return DONE
 
         watchdog.enter("set-up: building the model", "setup")
-        engine = Engine(build_task(config, checkpoint), config, ranks)
+        engine = Engine(build_objective(config, checkpoint), config, ranks)
         if checkpoint is not None:
             watchdog.enter("set-up: restoring the checkpoint", "setup")
             restore_checkpoint(checkpoint, engine)
-        _say(ranks, banner(config, ranks, engine, progress, checkpoint))
+        _say(ranks, banner(config, task, ranks, engine, progress, checkpoint))
         with ranks.together(partial(data.reader, ranks, progress)) as reader:
-            run = Run(config, data, ranks, engine, reader, progress, stop, watchdog)
+            run = Run(config, task, data, ranks, engine, reader, progress, stop, watchdog)
             with closing(run.recorder):
                 code = run.fit()
         if code == DONE and ranks.is_main:
@@ -84,6 +86,7 @@ class Run:
     def __init__(
         self,
         config: RunConfig,
+        task: Task,
         data: TrainingData,
         ranks: Ranks,
         engine: Engine,
@@ -94,9 +97,9 @@ class Run:
     ) -> None:
         self.config, self.data, self.ranks, self.engine = config, data, ranks, engine
         self.reader, self.progress, self.stop, self.watchdog = reader, progress, stop, watchdog
-        self.recorder = Recorder(config, data, ranks, progress)
+        self.recorder = Recorder(config, task, data, ranks, progress)
         self.guard = StabilityGuard(config.stability, progress.stability)
-        self.validator = Validator(config, data, ranks, engine, lambda: bool(stop), self._watch)
+        self.validator = Validator(data, ranks, engine, lambda: bool(stop), self._watch)
         saver = Saver(config.run.dir, config.checkpoint, ranks, engine, saved_step=progress.step)
         self.saving = Saving(config.checkpoint, saver, self._state, watchdog)
         self._limit: Limit = "setup"
@@ -133,7 +136,9 @@ class Run:
         report_step(progress.step + 1)
         self._watch("gradients and update")
         started = time.perf_counter()
-        result = guarded_step(self.engine, batch, tokens, config, self.guard)
+        result = guarded_step(
+            self.engine, batch, tokens, config, self.guard, other_data=self.data.changes_at(batch.step)
+        )
         progress.count(result.loss, tokens, applied=result.problem is None)
         progress.data_state = batch.state
         self.recorder.took(tokens, time.perf_counter() - started, batch.wait)
@@ -210,7 +215,7 @@ class Run:
         progress.seconds, progress.stability = self.recorder.seconds, self.guard.state()
         return dataclasses.asdict(progress) | {
             "config": self.config.model_dump(mode="json"),
-            "data": describe_data(self.data.corpora),
+            "data": self.data.describe(),
         }
 
     def _joined(self) -> Progress:

@@ -14,11 +14,8 @@ from typing import Any
 from pretrain.config import RunConfig, dump_config
 from pretrain.errors import Unavailable
 from pretrain.files import replace_text
+from pretrain.tasks.task import Record
 from pretrain.trackers import Trackers
-
-Record = dict[str, Any]
-"""One line of metrics.jsonl: `kind` (``train``, ``validation`` or ``skipped``), `step` and values; what is not finite
-is None."""
 
 TRACKED_AS = {"train": "train", "validation": "val", "skipped": "skipped"}
 
@@ -26,6 +23,7 @@ TRACKED_AS = {"train": "train", "validation": "val", "skipped": "skipped"}
 class MetricsLog:
     """Writes records to metrics.jsonl, the console and the trackers that the configuration asks for.
 
+    A record has a `kind` (``train``, ``validation`` or ``skipped``), a `step` and values; what is not finite is None.
     The run folder may be full, read-only or gone for a while: what cannot be written is kept, and written in order as
     soon as it can be. Each outage is warned about once.
     """
@@ -116,24 +114,55 @@ def append_whole(path: Path, end: int, lines: bytes) -> int:
     return start + len(lines)
 
 
+BOOKKEEPING = {
+    *("kind", "step", "loss", "lr", "grad_norm", "mfu", "data_wait", "memory_gib", "skipped_steps", "batch_hash"),
+    *("epochs", "seconds"),
+}
+"""Values of a record that say nothing of how good the model is."""
+FORMATS = {"bits_per_byte": "{} bits/byte", "perplexity": "perplexity {}", "accuracy": "accuracy {}"}
+PRECISIONS = {"bits_per_byte": ".4f", "perplexity": ".4g", "accuracy": ".2%"}
+
+
+def unit_of(record: Record) -> str:
+    """What the run counts as trained: ``tokens``, ``images``, ..."""
+    return next(name.removeprefix("trained_") for name in record if name.startswith("trained_"))
+
+
+def measures_of(record: Record) -> list[str]:
+    """Names of what a record measures beside its loss, those of text first."""
+    unit = unit_of(record)
+    other = BOOKKEEPING | {f"trained_{unit}", f"{unit}_per_second"}
+    numbers = [name for name, value in record.items() if name not in other and not isinstance(value, dict)]
+    return [name for name in FORMATS if name in numbers] + [name for name in numbers if name not in FORMATS]
+
+
+def show_measure(name: str, value: float | None) -> str:
+    """For people, with its name."""
+    return FORMATS.get(name, name.replace("_", " ") + " {}").format(_number(value, PRECISIONS.get(name, ".4g")))
+
+
+def show_rate(value: float) -> str:
+    """Of something a second: whole numbers where they are large enough to tell."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def console_line(record: Record, steps: int, eta: float | None = None) -> str:
     """One record for people."""
     fields = [f"step {record['step']:>{len(str(steps))}}/{steps}"]
     if record["kind"] == "validation":
         fields.append(f"validation loss {_number(record['loss'], '.4f')}")
-        fields.append(f"{_number(record['bits_per_byte'], '.4f')} bits/byte")
-        fields.append(f"perplexity {_number(record['perplexity'], '.4g')}")
-        fields.append(f"accuracy {_number(record['accuracy'], '.2%')}")
+        fields += [show_measure(name, record[name]) for name in measures_of(record)]
     elif record["kind"] == "skipped":
         first, last = record["samples"]
         fields.append(f"skipped: {record['problem']}")
         fields.append(f"samples {first} to {last}, worst {record['worst_samples'][0]['sample']}")
     else:
         fields.append(f"loss {_number(record['loss'], '.4f')}")
-        fields.append(f"{_number(record['bits_per_byte'], '.4f')} bits/byte")
+        fields += [show_measure(name, record[name]) for name in measures_of(record)]
         fields.append(f"lr {record['lr']:.2e}")
         fields.append(f"grad norm {_number(record['grad_norm'], '.3g')}")
-        fields.append(f"{record['tokens_per_second']:,.0f} tokens/s")
+        unit = unit_of(record)
+        fields.append(f"{show_rate(record[f'{unit}_per_second'])} {unit}/s")
         fields.append(f"MFU {record['mfu']:.1%}")
         fields.append(f"{record['memory_gib']:.2f} GiB")
         if record["skipped_steps"]:

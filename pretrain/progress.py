@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import read_state
-from pretrain.corpus import Corpus
 from pretrain.errors import InputError
 
 
@@ -19,14 +18,14 @@ class Progress:
 
     step: int = 0
     """Completed steps, skipped ones included."""
-    trained_tokens: int = 0
+    trained_targets: int = 0
     """Targets of the steps that were applied."""
     skipped_steps: int = 0
     seconds: float = 0.0
     """Wall time in training, over all attempts."""
-    interval_nll: float = 0.0
-    """Nats since the last logged step, of all ranks and applied steps."""
-    interval_tokens: int = 0
+    interval_loss: float = 0.0
+    """Sum over targets since the last logged step, of all ranks and applied steps."""
+    interval_targets: int = 0
     """Targets of the same."""
     stability: dict[str, Any] | None = None
     """What `StabilityGuard` remembers."""
@@ -35,13 +34,13 @@ class Progress:
     data_state: dict[str, Any] | None = None
     """Where streamed data goes on; prepared data needs no more than `step`. Between checkpoints, this rank's share."""
 
-    def count(self, loss: float, tokens: int, *, applied: bool) -> None:
-        """A step of `tokens` targets, with `loss` nats for each."""
+    def count(self, loss: float, targets: int, *, applied: bool) -> None:
+        """A step of `targets`, with `loss` for each."""
         self.step += 1
         if applied:
-            self.trained_tokens += tokens
-            self.interval_tokens += tokens
-            self.interval_nll += loss * tokens
+            self.trained_targets += targets
+            self.interval_targets += targets
+            self.interval_loss += loss * targets
         else:
             self.skipped_steps += 1
 
@@ -73,19 +72,19 @@ class Interval:
         self.waited += waited
 
 
-def read_progress(checkpoint: Path | None, corpora: Mapping[str, Corpus]) -> Progress:
-    """What the run had done when it was saved, nothing without a checkpoint; `corpora` are those it has now, by name.
+def read_progress(checkpoint: Path | None, fingerprints: Mapping[str, str]) -> Progress:
+    """What the run had done when it was saved, nothing without a checkpoint; `fingerprints` are of its data now.
 
-    Raises InputError where it was trained on other tokens.
+    Raises InputError where it was trained on other data.
     """
     if checkpoint is None:
         return Progress()
     state = read_state(checkpoint)
     # By their order, as a single corpus that has moved may have another name.
-    for (name, corpus), before in zip(corpora.items(), state["data"]["fingerprints"].values(), strict=True):
-        if before != (now := corpus.manifest.fingerprint):
+    for (name, now), before in zip(fingerprints.items(), state["data"]["fingerprints"].values(), strict=True):
+        if before != now:
             raise InputError(
-                f"data: {name} is another corpus (fingerprint {now}) than the one {checkpoint} was trained on "
-                f"({before}): give the path of that one, or choose another run.dir"
+                f"data: {name} is other data (fingerprint {now}) than what {checkpoint} was trained on "
+                f"({before}): give the path of that, or choose another run.dir"
             )
     return Progress(**{field.name: state[field.name] for field in dataclasses.fields(Progress)})

@@ -6,14 +6,13 @@ import math
 import time
 from itertools import chain
 
-from perceiver_ar.cost import training_flops_per_token
 from pretrain.config import RunConfig
 from pretrain.corpus import StepBatch, global_hash
-from pretrain.data import TrainingData, mixture_weights, tokens_per_byte
 from pretrain.distributed import Ranks
 from pretrain.hardware import matmul_peak, peak_memory_gib
-from pretrain.metrics import MetricsLog, Record
+from pretrain.metrics import MetricsLog
 from pretrain.progress import Interval, Progress
+from pretrain.tasks.task import Record, Task, TrainingData
 from pretrain.trained_model import DTYPES
 from pretrain.training_step import StepResult, skipped_record
 
@@ -21,8 +20,9 @@ from pretrain.training_step import StepResult, skipped_record
 class Recorder:
     """Counts what the steps since the last logged one did, and writes records on rank 0."""
 
-    def __init__(self, config: RunConfig, data: TrainingData, ranks: Ranks, progress: Progress) -> None:
+    def __init__(self, config: RunConfig, task: Task, data: TrainingData, ranks: Ranks, progress: Progress) -> None:
         self._config, self._data, self._ranks, self._progress = config, data, ranks, progress
+        self._unit, self._step_flops = task.unit, task.step_flops()
         self._log = MetricsLog(config, progress.step) if ranks.is_main else None
         self._peak = matmul_peak(ranks.device, DTYPES[config.train.precision])
         self._clock = time.perf_counter() - progress.seconds
@@ -33,9 +33,9 @@ class Recorder:
         """In training, over all attempts of the run."""
         return time.perf_counter() - self._clock
 
-    def took(self, tokens: int, seconds: float, waited: float) -> None:
-        """A step with `tokens` targets over all ranks took `seconds`, and its data had been waited for before that."""
-        self._interval.took(tokens, seconds, waited)
+    def took(self, targets: int, seconds: float, waited: float) -> None:
+        """A step of `targets` over all ranks took `seconds`, and its data had been waited for before that."""
+        self._interval.took(targets, seconds, waited)
 
     def skipped(self, result: StepResult, batch: StepBatch) -> None:
         """Record which samples a step had that was skipped. Collective."""
@@ -49,21 +49,18 @@ class Recorder:
         config, progress, interval = self._config, self._progress, self._interval
         memory = self._ranks.max(peak_memory_gib(self._ranks.device))
         hashes = self._ranks.gather(batch.sample_hashes())
-        weights = mixture_weights(config, batch.step)
-        loss = progress.interval_nll / progress.interval_tokens if progress.interval_tokens else math.nan
-        # Of whole windows: padding and ignored targets cost as much as others.
-        positions = config.train.global_batch * config.model.max_latents * interval.steps
-        flops = training_flops_per_token(config.model) * positions / interval.seconds
+        loss = progress.interval_loss / progress.interval_targets if progress.interval_targets else math.nan
+        flops = self._step_flops * interval.steps / interval.seconds
         self._write(
             {
                 "kind": "train",
                 "step": progress.step,
-                "trained_tokens": progress.trained_tokens,
+                f"trained_{self._unit}": progress.trained_targets,
                 "loss": loss,
-                "bits_per_byte": loss / math.log(2) * tokens_per_byte(self._data.corpora, "train", weights),
+                **self._data.measures(loss, batch.step),
                 "lr": result.lr,
                 "grad_norm": result.grad_norm,
-                "tokens_per_second": interval.targets / interval.seconds,
+                f"{self._unit}_per_second": interval.targets / interval.seconds,
                 "mfu": flops / (self._peak * self._ranks.size),
                 "data_wait": interval.waited / interval.seconds,
                 "memory_gib": memory,
@@ -74,13 +71,13 @@ class Recorder:
             },
             eta=(config.train.steps - progress.step) * interval.seconds / interval.steps,
         )
-        progress.interval_nll, progress.interval_tokens = 0.0, 0
+        progress.interval_loss, progress.interval_targets = 0.0, 0
         self._interval = Interval()
 
     def validated(self, scores: Record) -> Record:
         """Record a validation; returns the record."""
         progress = self._progress
-        counts = {"kind": "validation", "step": progress.step, "trained_tokens": progress.trained_tokens}
+        counts = {"kind": "validation", "step": progress.step, f"trained_{self._unit}": progress.trained_targets}
         record = counts | scores | {"seconds": self.seconds}
         self._write(record)
         return record

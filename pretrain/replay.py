@@ -24,9 +24,10 @@ from pretrain.command_line import ArgumentParser
 from pretrain.config import RunConfig, load_config
 from pretrain.console import print_line
 from pretrain.errors import DONE, InputError, run_command
-from pretrain.metrics import Record, read_records
+from pretrain.metrics import read_records
 from pretrain.outcome import read_outcome
 from pretrain.preflight import CONFIG_FILE
+from pretrain.tasks.task import Record
 
 if TYPE_CHECKING:
     from pretrain.distributed import Ranks
@@ -175,7 +176,7 @@ def summary(found: Record, noted: Record | str) -> list[tuple[str, str]]:
 
 
 def samples_table(samples: list[Record]) -> Table:
-    table = Table(title="highest losses, nats per target", title_justify="left", box=SIMPLE_HEAD)
+    table = Table(title="highest losses, per target", title_justify="left", box=SIMPLE_HEAD)
     for heading in ("sample", "loss"):
         table.add_column(heading, justify="right")
     for heading in ("from", "targets"):

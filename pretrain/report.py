@@ -19,11 +19,13 @@ from pretrain.command_line import ArgumentParser
 from pretrain.curves import Curve, draw_curves
 from pretrain.errors import DONE, InputError, run_command
 from pretrain.files import replace_text
-from pretrain.metrics import Record, read_records
+from pretrain.metrics import measures_of, read_records, show_rate, unit_of
+from pretrain.tasks.task import Record
 
 EXAMPLES = "  python pretrain/report.py runs/demo"
 
-LOSS, GRADIENT_NORM = "Loss, bits per byte", "Gradient norm"
+GRADIENT_NORM = "Gradient norm"
+TITLES = {"bits_per_byte": "Loss, bits per byte", "loss": "Loss"}
 BASELINES = {"order_0": "order-0 entropy", "order_2": "order-2 entropy", "xz": "xz"}
 
 STYLE = """
@@ -84,18 +86,21 @@ def _figures(records: list[Record], evaluation: dict[str, Any] | None) -> Iterab
 
     corpora = list(_evaluated_corpora(evaluation).values())
     levels = _baselines(corpora[0]) if len(corpora) == 1 else {}
-    both = [curve("bits_per_byte", "training"), curve("bits_per_byte", "validation", validation)]
+    loss, unit = _loss_key(records), unit_of(records[0])
+    both = [curve(loss, "training"), curve(loss, "validation", validation)]
+    measured = [name for name in measures_of(validation[-1]) if name != loss] if validation else []
     figures: dict[str, tuple[list[Curve], dict[str, float]]] = {
-        LOSS: (both, levels),
+        TITLES[loss]: (both, levels),
+        **{_title(name): ([curve(name, "validation", validation)], {}) for name in measured},
         "Learning rate": ([curve("lr")], {}),
         GRADIENT_NORM: ([curve("grad_norm")], {}),
-        "Trained tokens per second": ([curve("tokens_per_second")], {}),
+        f"Trained {unit} per second": ([curve(f"{unit}_per_second")], {}),
         "Model FLOPs utilisation, %": ([curve("mfu", scale=100)], {}),
         "Peak memory, GiB": ([curve("memory_gib")], {}),
         "Waiting for data, % of time": ([curve("data_wait", scale=100)], {}),
     }
     for number, (title, (curves, horizontals)) in enumerate(figures.items()):
-        marked = marks if title in (LOSS, GRADIENT_NORM) else {}
+        marked = marks if title in (TITLES[loss], GRADIENT_NORM) else {}
         drawing = draw_curves(title, curves, horizontals, marked, identity=f"curve{number}")
         yield f"<figure>{drawing}</figure>"
 
@@ -105,14 +110,20 @@ def _final_numbers(records: list[Record], evaluation: dict[str, Any] | None) -> 
     last = {record["kind"]: record for record in records}
     seconds = max(record["seconds"] for record in records)
     yield "steps", f"{records[-1]['step']:,}"
-    yield "trained tokens", f"{records[-1]['trained_tokens']:,}"
+    unit, loss = unit_of(records[-1]), _loss_key(records)
+    trained, name = records[-1][f"trained_{unit}"], TITLES[loss].partition(", ")[2]
+    suffix = f", {name}" if name else ""
+    yield f"trained {unit}", f"{trained:,}"
     yield "wall time", str(timedelta(seconds=round(seconds)))
-    yield "trained tokens per second, whole run", f"{records[-1]['trained_tokens'] / seconds:,.0f}"
+    yield f"trained {unit} per second, whole run", show_rate(trained / seconds)
     if "train" in last:
-        yield "training loss, bits per byte", _number(last["train"]["bits_per_byte"])
+        yield f"training loss{suffix}", _number(last["train"][loss])
         yield "skipped steps", f"{last['train']['skipped_steps']:,}"
     if "validation" in last:
-        yield "validation loss in training, bits per byte", _number(last["validation"]["bits_per_byte"])
+        yield f"validation loss in training{suffix}", _number(last["validation"][loss])
+        for measure in measures_of(last["validation"]):
+            if measure != loss:
+                yield _title(measure), _number(last["validation"][measure])
     if evaluation and evaluation["corpora"]:
         yield (
             f"{evaluation['split']} loss, {evaluation['tokens']:,} tokens, bits per byte",
@@ -126,6 +137,15 @@ def _final_numbers(records: list[Record], evaluation: dict[str, Any] | None) -> 
     for task, metrics in (evaluation or {}).get("tasks", {}).items():
         for name, value in metrics.items():
             yield f"{task}, {name}", _number(value)
+
+
+def _loss_key(records: list[Record]) -> str:
+    """Bits per byte compare across tokenizers; the loss itself does not."""
+    return "bits_per_byte" if any("bits_per_byte" in record for record in records) else "loss"
+
+
+def _title(measure: str) -> str:
+    return measure.replace("_", " ").capitalize()
 
 
 def _evaluated_corpora(evaluation: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

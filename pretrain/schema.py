@@ -9,7 +9,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
@@ -113,8 +113,16 @@ def load_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: is empty; it must hold `key: value` lines")
     if not isinstance(data, dict):
         raise InputError(f"{path}: must hold `key: value` lines, not {_show(data)}")
-    for override in overrides:
-        _apply(data, override)
+    return override(data, overrides)
+
+
+def override(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`data`, with each ``key.sub=value`` (value in YAML) put in its place.
+
+    Raises InputError where one is malformed.
+    """
+    for each in overrides:
+        _apply(data, each)
     return data
 
 
@@ -135,6 +143,32 @@ def validate(schema: type[SchemaT], data: dict[str, Any]) -> SchemaT:
     except ValidationError as error:
         problems = [problem for entry in error.errors() for problem in _problems(schema, entry)]
         raise InputError("; ".join(problems)) from None
+
+
+def resolve_preset(value: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A group of keys with a key `preset`: the values of that preset, under the group's own, at every depth.
+
+    Raises ValueError where there is no such preset.
+    """
+    if not isinstance(value, dict) or "preset" not in value:
+        return _with_tuples(value)
+    own = {name: given for name, given in value.items() if name != "preset"}
+    if (preset := value["preset"]) not in list(presets):
+        raise ValueError(f"preset must be one of {', '.join(presets)}, not {preset!r}")
+    return _with_tuples(_merge(presets[preset], own))
+
+
+def _with_tuples(value: Any) -> Any:
+    """What a validator has touched is no JSON any more: pydantic then refuses lists where a schema has tuples."""
+    if isinstance(value, Mapping):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def _merge(under: Mapping[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    both = {name: (under[name], over[name]) for name in under.keys() & over.keys()}
+    merged = {name: _merge(*pair) for name, pair in both.items() if all(isinstance(part, dict) for part in pair)}
+    return {**under, **over, **merged}
 
 
 def _parse(text: str, source: str) -> Any:

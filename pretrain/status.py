@@ -28,9 +28,10 @@ from pretrain.command_line import ArgumentParser
 from pretrain.config import load_config
 from pretrain.errors import DONE, FAILED, STOPPED, InputError, Unavailable, run_command
 from pretrain.hub.record import exported_steps, read_uploads
-from pretrain.metrics import Record, read_records
+from pretrain.metrics import read_records, show_rate, unit_of
 from pretrain.outcome import OUTCOME_FILE, Outcome, read_outcome
 from pretrain.preflight import CONFIG_FILE
+from pretrain.tasks.task import Record
 
 EXAMPLES = """\
   python pretrain/status.py runs/demo
@@ -118,9 +119,11 @@ def _progress_rows(run_dir: Path, outcome: Outcome) -> Iterator[tuple[str, str]]
         return
     last, steps = trained[-1], load_config(run_dir / CONFIG_FILE).train.steps
     step = max(last["step"], outcome.step or 0)
-    yield "step", f"{step:,} of {steps:,} ({step / steps:.1%}), {last['trained_tokens']:,} trained tokens"
+    unit = unit_of(last)
+    trained_units = last[f"trained_{unit}"]
+    yield "step", f"{step:,} of {steps:,} ({step / steps:.1%}), {trained_units:,} trained {unit}"
     rate = _steps_per_second(trained)
-    yield "rate", f"{rate:.3g} steps/s, {last['tokens_per_second']:,.0f} trained tokens/s"
+    yield "rate", f"{rate:.3g} steps/s, {show_rate(last[f'{unit}_per_second'])} trained {unit}/s"
     if outcome.code is None:
         yield "ETA", f"{timedelta(seconds=round((steps - step) / rate))}"
         yield "last record", f"{timedelta(seconds=round(time.time() - metrics.stat().st_mtime))} ago"
@@ -142,8 +145,10 @@ def _steps_per_second(trained: Sequence[Record]) -> float:
 
 
 def _loss(record: Record) -> str:
-    value = record["bits_per_byte"]
-    return f"{'not finite' if value is None else f'{value:.4f} bits/byte'} at step {record['step']:,}"
+    # Bits per byte compare across tokenizers; the loss itself does not.
+    value = record.get("bits_per_byte", record["loss"])
+    unit = " bits/byte" if "bits_per_byte" in record else ""
+    return f"{'not finite' if value is None else f'{value:.4f}{unit}'} at step {record['step']:,}"
 
 
 def _checkpoint_rows(run_dir: Path, verify: bool) -> Iterator[tuple[str, str]]:

@@ -23,8 +23,9 @@ from pretrain.distributed.supervisor import Supervisor
 from pretrain.errors import ABORTED, DONE, STOPPED, InputError, TrainingAborted, run_command
 from pretrain.outcome import next_attempt, read_outcome, write_outcome
 from pretrain.output import keep_going_without_output
-from pretrain.preflight import check_run, doubts, other_run
+from pretrain.preflight import check_run, other_run
 from pretrain.run_lock import hold_run
+from pretrain.tasks import open_task
 
 EXAMPLES = """\
   deepspeed pretrain/train.py --config configs/demo.yaml
@@ -81,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
             raise
         return error.code
     if is_first_rank and WORKER not in os.environ:
-        for doubt in doubts(config):
+        for doubt in open_task(config).doubts():
             print(f"warning: {doubt}", file=sys.stderr)
     if arguments.dry_run:
         if is_first_rank:

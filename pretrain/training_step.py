@@ -13,15 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.config import RunConfig
-from pretrain.corpus import Batch, StepBatch
-from pretrain.corpus.windows import IGNORED
-from pretrain.data import mixture_weights
+from pretrain.corpus import StepBatch
 from pretrain.distributed import Ranks
 from pretrain.engine import Engine, Judge
-from pretrain.metrics import Record
 from pretrain.schedule import learning_rate
 from pretrain.stability import StabilityGuard
-from pretrain.tasks.causal_lm import seed_dropout
+from pretrain.tasks.task import Batch, Record
 
 T = TypeVar("T")
 
@@ -50,9 +47,14 @@ class SampleLoss:
     """Mean nats per target."""
 
 
-def guarded_step(engine: Engine, batch: StepBatch, tokens: int, config: RunConfig, guard: StabilityGuard) -> StepResult:
-    """A run's step: `train_step` as `guard` judges, who is told what came of it. Collective."""
-    if batch.step > 0 and mixture_weights(config, batch.step) != mixture_weights(config, batch.step - 1):
+def guarded_step(
+    engine: Engine, batch: StepBatch, tokens: int, config: RunConfig, guard: StabilityGuard, *, other_data: bool
+) -> StepResult:
+    """A run's step: `train_step` as `guard` judges, who is told what came of it. Collective.
+
+    `other_data`: it reads other data than the step before.
+    """
+    if other_data:
         guard.new_data()
     lr = learning_rate(batch.step + 1, config.optimizer.lr, config.train.steps, config.schedule)
     result = train_step(engine, batch.micro_batches, tokens, lr, config.run.seed, guard.judge)
@@ -76,7 +78,7 @@ def train_step(
         seed_dropout(seed, batch)
         output = engine(batch.to(engine.ranks.device))
         engine.backward(output.loss_sum / tokens, last=i == len(micro_batches))
-        row_losses.append(output.nll.sum(1, dtype=torch.float64))
+        row_losses.append(output.losses.sum(1, dtype=torch.float64))
     rows = torch.cat(row_losses)
     nll = rows.sum()
     if engine.ranks.size > 1:
@@ -85,9 +87,14 @@ def train_step(
     return StepResult(update.problem, update.loss, update.grad_norm, lr, rows)
 
 
+def seed_dropout(seed: int, batch: Batch) -> None:
+    """Make dropout inside the model a function of (seed, the batch's first sample): no generator need be saved."""
+    torch.manual_seed(((seed << 40) ^ int(batch.indices[0])) % 2**63)
+
+
 def count_targets(micro_batches: Sequence[Batch]) -> int:
     """Targets that are not ignored."""
-    return sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
+    return sum(int(batch.target_counts().sum()) for batch in micro_batches)
 
 
 def skipped_record(step: int, result: StepResult, micro_batches: Sequence[Batch], ranks: Ranks) -> Record:
@@ -109,7 +116,7 @@ def skipped_record(step: int, result: StepResult, micro_batches: Sequence[Batch]
 def sample_losses(row_losses: Tensor, micro_batches: Sequence[Batch]) -> list[SampleLoss]:
     """The loss of each sample of this rank; rows without targets have one of 0."""
     samples = torch.cat([batch.indices for batch in micro_batches]).tolist()
-    targets = torch.cat([(batch.targets != IGNORED).sum(1) for batch in micro_batches]).clamp(min=1)
+    targets = torch.cat([batch.target_counts() for batch in micro_batches]).clamp(min=1)
     losses = (row_losses.cpu() / targets).tolist()
     return [SampleLoss(sample, loss) for sample, loss in zip(samples, losses, strict=True)]
 

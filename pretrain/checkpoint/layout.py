@@ -19,7 +19,7 @@ from typing import Literal
 
 from torch import Tensor
 
-FORMAT = 3
+FORMAT = 4
 STATE = "state.json"
 MANIFEST = "manifest.json"
 UNFINISHED = ".tmp-"

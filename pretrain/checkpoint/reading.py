@@ -13,9 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from perceiver_ar.models.config import PerceiverARConfig
 from pretrain.checkpoint.layout import FORMAT, MANIFEST, STATE, Kind
-from pretrain.config import ModelSection
 from pretrain.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,11 +28,10 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def load_weights(checkpoint: Path) -> tuple[PerceiverARConfig, dict[str, Tensor]]:
-    """The model's configuration and fp32 weights by their names in its state dict."""
+def load_weights(checkpoint: Path) -> dict[str, Tensor]:
+    """The model's fp32 weights by their names in its state dict."""
     reader = CheckpointReader(checkpoint)
-    weights = {name: reader.whole("weight", name) for name in reader.state["shapes"]}
-    return ModelSection(**reader.state["config"]["model"]).architecture, weights
+    return {name: reader.whole("weight", name) for name in reader.state["shapes"]}
 
 
 def restore_checkpoint(checkpoint: Path, engine: Engine) -> None:

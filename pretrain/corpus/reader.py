@@ -20,7 +20,8 @@ import torch
 import xxhash
 
 from pretrain.corpus.samples import Plan, SampleSequence, rows_of_rank
-from pretrain.corpus.windows import Window
+from pretrain.corpus.windows import IGNORED, Window
+from pretrain.tasks.task import Batch as TaskBatch
 
 PLANNED_SAMPLES = 65_536
 """Global samples planned at once, about: far cheaper for each than a step at a time, and what remote shards are fetched
@@ -44,11 +45,25 @@ class Batch:
         moved: dict[str, Any] = {k: x if x is None else x.to(device, non_blocking=True) for k, x in vars(self).items()}
         return Batch(**moved)
 
+    def target_counts(self) -> torch.Tensor:
+        """(micro_batch,) int64."""
+        return (self.targets != IGNORED).sum(1)
+
+    def row_hashes(self) -> Iterator[int]:
+        """xxh64 of each row: input ids and targets as little-endian int64, segments, if any, as int32."""
+        columns = [(self.input_ids, "<i8"), (self.targets, "<i8"), (self.segments, "<i4")]
+        arrays = [tensor.numpy().astype(dtype, copy=False) for tensor, dtype in columns if tensor is not None]
+        for rows in zip(*arrays, strict=True):
+            digest = xxhash.xxh64()
+            for row in rows:
+                digest.update(row.tobytes())
+            yield digest.intdigest()
+
 
 @dataclass(frozen=True)
 class StepBatch:
     step: int
-    micro_batches: list[Batch]
+    micro_batches: Sequence[TaskBatch]
     """One rank's slice of the step's global batch."""
     wait: float = 0.0
     """Seconds the consumer waited for it."""
@@ -56,8 +71,8 @@ class StepBatch:
     """Where this rank's virtual streams stand after the step, JSON-able; None where the step's number says it."""
 
     def sample_hashes(self) -> list[int]:
-        """xxh64 of each row: input ids and targets as little-endian int64, segments, if any, as int32."""
-        return [value for batch in self.micro_batches for value in _row_hashes(batch)]
+        """xxh64 of each row."""
+        return [value for batch in self.micro_batches for value in batch.row_hashes()]
 
 
 def global_hash(sample_hashes: Sequence[int]) -> str:
@@ -211,13 +226,3 @@ def stack_windows(
         valid,
         torch.from_numpy(np.stack(segments)) if segments else None,
     )
-
-
-def _row_hashes(batch: Batch) -> Iterator[int]:
-    columns = [(batch.input_ids, "<i8"), (batch.targets, "<i8"), (batch.segments, "<i4")]
-    arrays = [tensor.numpy().astype(dtype, copy=False) for tensor, dtype in columns if tensor is not None]
-    for rows in zip(*arrays, strict=True):
-        digest = xxhash.xxh64()
-        for row in rows:
-            digest.update(row.tobytes())
-        yield digest.intdigest()

@@ -3,7 +3,6 @@
 from pretrain.evaluation.strided import (
     POSITION_BUCKETS,
     EvaluationResult,
-    Score,
     evaluate_stream,
     evaluate_windows,
     perplexity,
@@ -13,7 +12,6 @@ from pretrain.evaluation.strided import (
 __all__ = [
     "POSITION_BUCKETS",
     "EvaluationResult",
-    "Score",
     "evaluate_stream",
     "evaluate_windows",
     "perplexity",

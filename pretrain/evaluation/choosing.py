@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from pretrain.config import CacheSection
 from pretrain.corpus import Corpus, Tokenizer, open_corpus
+from pretrain.corpus.config import CacheSection
 from pretrain.corpus.tokenizers import BYTES, load_tokenizer
 from pretrain.corpus.tokenizers.huggingface import HuggingFaceTokenizer
 from pretrain.data import shard_cache

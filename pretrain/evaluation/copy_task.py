@@ -13,7 +13,7 @@ from pretrain.corpus.tokenizers import ByteTokenizer
 from pretrain.errors import InputError
 from pretrain.evaluation.strided import evaluate_windows
 from pretrain.exported_model import ExportedModel
-from pretrain.tasks.causal_lm import CausalLM
+from pretrain.tasks.causal_lm.objective import CausalLM
 from pretrain.trained_model import TrainedModel
 
 SEQUENCES = 12

@@ -20,7 +20,7 @@ from pretrain.corpus import Batch, Tokenizer, stack_windows
 from pretrain.corpus.windows import IGNORED, Window, cut_window
 from pretrain.evaluation.choosing import text_tokenizer
 from pretrain.exported_model import ExportedModel
-from pretrain.tasks.causal_lm import CausalLM
+from pretrain.tasks.causal_lm.objective import CausalLM
 from pretrain.trained_model import TrainedModel
 
 WINDOWS, ANSWERS = Measure("windows", 1), Measure("answers", 1)
@@ -92,9 +92,8 @@ class HarnessModel(TemplateLM):
         batch = _as_batch(cut).to(self._device)
         with torch.no_grad():
             output = self._task(batch)
-        assert output.correct is not None  # no gradients are computed
-        right = (output.correct | (batch.targets == IGNORED)).all(1)
-        return output.nll.sum(1, dtype=torch.float64).tolist(), right.tolist()
+        right = (output.measures["accuracy"] | (batch.targets == IGNORED)).all(1)
+        return output.losses.sum(1, dtype=torch.float64).tolist(), right.tolist()
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """What the model writes behind each prompt, up to the first of the strings that end an answer.

@@ -4,7 +4,7 @@
 model            name of the model
 checkpoint       of a run: which one; null for an exported model
 step             of its training, null where the model does not tell
-trained_tokens   likewise
+trained_tokens   likewise; trained_images and so on, where it has not learned from tokens
 corpora          {name: {...}}, empty where only tasks were run. Each text's
                    location          folder, URL or file; null of what came with an export
                    split             of a prepared corpus; null for plain files
@@ -21,7 +21,8 @@ split            of a run's corpora. This and the next five not without corpora;
                  run was trained on several
 tokens, loss, accuracy, perplexity, bits_per_byte    of all of a run's corpora together: as mixed in training, or, of
                  other text than its own, as one text
-tasks            {task: {metric: value}}, empty where none was run; NAME_stderr is the standard error of NAME
+tasks            {task: {metric: value}}, empty where none was run; NAME_stderr is the standard error of NAME. The task
+                 "validation" is the validation data of a run whose model does not continue text
 ```
 """
 
@@ -33,30 +34,35 @@ from typing import Any
 
 from pretrain.exported_model import ExportedModel
 from pretrain.files import replace_text
-from pretrain.trained_model import TrainedModel
+from pretrain.tasks import open_task
+from pretrain.trained_run import TrainedRun
 
 Results = dict[str, Any]
 """Laid out as ``evaluation.json``."""
 
 EVALUATION = "evaluation.json"
-IDENTITY = ("model", "checkpoint", "step", "trained_tokens")
+TEXT_METRICS = {
+    "bits_per_byte": "bits per byte",
+    "perplexity": "perplexity per token",
+    "word_perplexity": "perplexity per word",
+    "accuracy": "accuracy",
+}
+"""What is shown of a text, where it was measured: key -> how people call it."""
+SHOWN = {"tokens": "tokens"} | TEXT_METRICS
 
 
-def describe(model: TrainedModel | ExportedModel) -> Results:
+def describe(model: TrainedRun | ExportedModel) -> Results:
     """Which model the results are of."""
-    if isinstance(model, TrainedModel):
-        origin, checkpoint = model.state, model.checkpoint.name
+    if isinstance(model, TrainedRun):
+        unit = open_task(model.config).unit
+        step, trained, checkpoint = model.state["step"], model.state["trained_targets"], model.checkpoint.name
     else:
-        origin, checkpoint = model.training or {}, None
-    return {
-        "model": model.name,
-        "checkpoint": checkpoint,
-        "step": origin.get("step"),
-        "trained_tokens": origin.get("trained_tokens"),
-    }
+        unit, checkpoint, told = "tokens", None, model.training or {}
+        step, trained = told.get("step"), told.get("trained_tokens")
+    return {"model": model.name, "checkpoint": checkpoint, "step": step, f"trained_{unit}": trained}
 
 
-def write_results(path: Path, model: TrainedModel | ExportedModel, measured: Results) -> tuple[Results, list[str]]:
+def write_results(path: Path, model: TrainedRun | ExportedModel, measured: Results) -> tuple[Results, list[str]]:
     """Write what was measured of the model, beside what the file already tells of it.
 
     A run's texts replace those measured earlier, all at once, for their sum; an exported model's replace those of the
@@ -64,15 +70,16 @@ def write_results(path: Path, model: TrainedModel | ExportedModel, measured: Res
 
     Returns what the file tells then, and the names of the texts whose samples are not in it.
     """
-    results = {**describe(model), **measured}
-    earlier = _read_results(path, results, is_in_model(path, model))
+    identity = describe(model)
+    results = {**identity, **measured}
+    earlier = _read_results(path, identity, is_in_model(path, model))
     texts, texts_before = measured["corpora"], earlier.get("corpora", {})
     if isinstance(model, ExportedModel):
         texts = {_among_others(name, text): text for name, text in texts.items()}
     outdone = [name for name, text in texts.items() if name in texts_before and _is_sample_of(text, texts_before[name])]
     if isinstance(model, ExportedModel):
         gathered = texts_before | {name: text for name, text in texts.items() if name not in outdone}
-        results = {**earlier, **describe(model), "corpora": gathered, "tasks": measured["tasks"]}
+        results = {**earlier, **identity, "corpora": gathered, "tasks": measured["tasks"]}
     elif earlier and (outdone or not texts):
         results, outdone = {**earlier, "tasks": measured["tasks"]}, list(texts)
     results["tasks"] = earlier.get("tasks", {}) | results["tasks"]
@@ -80,20 +87,20 @@ def write_results(path: Path, model: TrainedModel | ExportedModel, measured: Res
     return results, outdone
 
 
-def is_in_model(path: Path, model: TrainedModel | ExportedModel) -> bool:
+def is_in_model(path: Path, model: TrainedRun | ExportedModel) -> bool:
     """Whether these are the results that an exported folder tells of itself."""
     return isinstance(model, ExportedModel) and path.resolve() == (model.folder / EVALUATION).resolve()
 
 
-def _read_results(path: Path, results: Results, in_model: bool) -> Results:
+def _read_results(path: Path, identity: Results, in_model: bool) -> Results:
     """What the file tells of the same model; nothing where it is of another, or of some other kind."""
     try:
         earlier = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
     # A folder may be called otherwise now.
-    identity = IDENTITY[1:] if in_model else IDENTITY
-    is_same = isinstance(earlier, dict) and all(earlier.get(key) == results[key] for key in identity)
+    compared = {key: value for key, value in identity.items() if key != "model" or not in_model}
+    is_same = isinstance(earlier, dict) and all(earlier.get(key) == value for key, value in compared.items())
     return earlier if is_same else {}
 
 

@@ -14,7 +14,7 @@ from pretrain.console import TOKENS, show_progress
 from pretrain.evaluation.strided import EvaluationResult, evaluate_stream, perplexity
 from pretrain.evaluation.texts import Text
 from pretrain.exported_model import ExportedModel
-from pretrain.tasks.causal_lm import CausalLM
+from pretrain.tasks.causal_lm.objective import CausalLM
 from pretrain.trained_model import TrainedModel
 
 

@@ -17,13 +17,9 @@ from torch import Tensor
 
 from pretrain.corpus import Batch, StridedWindows, TokenStream, Windows, stack_windows
 from pretrain.corpus.windows import IGNORED
-from pretrain.tasks.causal_lm import TaskOutput
+from pretrain.tasks.task import Score
 
 POSITION_BUCKETS = 16
-
-Score = Callable[[Batch], TaskOutput]
-"""A task in evaluation mode. The batch's indices mean nothing."""
-
 
 @dataclass(frozen=True)
 class EvaluationResult:
@@ -131,9 +127,8 @@ def evaluate_windows(
         with torch.no_grad():
             output = score(inputs)
         if numbers:
-            right = output.correct
-            assert right is not None  # no gradients are computed
-            for sums, of_targets in ((nll, output.nll), (counts, inputs.targets != IGNORED), (correct, right)):
+            right = output.measures["accuracy"]
+            for sums, of_targets in ((nll, output.losses), (counts, inputs.targets != IGNORED), (correct, right)):
                 sums.index_add_(0, buckets, of_targets.double().sum(0).cpu())
         if progress is not None:
             progress(len(numbers))

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from pretrain.config import RunConfig
+from pretrain.config import read_config
 from pretrain.distributed.stopping import SIGNALS
 from pretrain.errors import DONE, FAILED, InputError, run_command
 from pretrain.hub.outbox import Outbox
 from pretrain.hub.uploader import POLL_SECONDS, Uploader, warn
 from pretrain.output import keep_going_without_output
-from pretrain.schema import validate
 
 FINISH = "finish\n"
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, not the run's own is to go
-    config = validate(RunConfig, json.loads(sys.stdin.readline()))
+    config = read_config(json.loads(sys.stdin.readline()))
     assert config.hub is not None
     finishing = threading.Event()
     threading.Thread(target=_listen, args=(finishing,), daemon=True).start()

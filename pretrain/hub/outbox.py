@@ -72,13 +72,12 @@ class Outbox:
         from rich.console import Console
 
         from pretrain.hf_export import export
-        from pretrain.trained_model import TrainedModel
+        from pretrain.release import open_release
+        from pretrain.trained_run import TrainedRun
 
-        trained = TrainedModel.find(checkpoint_path(self._run_dir, step))
         section = self.section
         export(
-            trained,
-            trained.corpora(),
+            open_release(TrainedRun.find(checkpoint_path(self._run_dir, step))),
             self._path(step),
             name=section.repo,
             loaded_as=section.repo,

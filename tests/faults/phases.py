@@ -23,7 +23,7 @@ PHASES = {
     "joining": "pretrain.loop:join",
     "opening the data": "pretrain.loop:open_data",
     "verifying checkpoints": "pretrain.loop:newest_whole",
-    "building the model": "pretrain.loop:build_task",
+    "building the model": "pretrain.loop:build_objective",
     "starting DeepSpeed": "pretrain.engine:Engine.__init__",
     "reading": "pretrain.loop:Run._read",
     "agreeing": "pretrain.loop:Run._agree",

@@ -36,7 +36,7 @@ PLACES: dict[str, Callable[[nn.Module, Callable[[Any], Any]], object]] = {
     "loss to minimise": lambda task, spoil: task.register_forward_hook(
         lambda *a: a[-1]._replace(loss_sum=spoil(a[-1].loss_sum))
     ),
-    "loss to report": lambda task, spoil: task.register_forward_hook(lambda *a: a[-1]._replace(nll=spoil(a[-1].nll))),
+    "loss to report": lambda task, spoil: task.register_forward_hook(lambda *a: a[-1]._replace(losses=spoil(a[-1].losses))),
     "gradient of a matrix": lambda task, spoil: task.model.embed.tokens.weight.register_hook(spoil),
     "gradient of a norm": lambda task, spoil: task.model.output_norm.weight.register_hook(spoil),
 }
@@ -54,11 +54,11 @@ class Spoilt:
 
     def __call__(self, rank: int) -> None:
         if rank == self.rank:
-            replace("pretrain.loop:build_task", self._in_task)
+            replace("pretrain.loop:build_objective", self._in_task)
 
-    def _in_task(self, build_task: Callable[..., Any]) -> Callable[..., Any]:
+    def _in_task(self, build_objective: Callable[..., Any]) -> Callable[..., Any]:
         def build(*args: Any) -> Any:
-            task = build_task(*args)
+            task = build_objective(*args)
             passes = itertools.count()
             current = -1
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pretrain.config import load_config
-from pretrain.tasks.causal_lm import CausalLM
+from pretrain.tasks.causal_lm.objective import CausalLM
 
 POISONED = 30
 """Global number of the sample: in batches of 4, it belongs to step 8."""

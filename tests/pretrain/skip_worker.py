@@ -17,7 +17,7 @@ from pretrain.corpus import Batch
 from pretrain.distributed import Ranks, join, leave
 from pretrain.engine import Engine, Judge, Update
 from pretrain.stability import not_finite
-from pretrain.tasks.causal_lm import CausalLM
+from pretrain.tasks.causal_lm.objective import CausalLM
 from pretrain.training_step import count_targets, skipped_record, train_step
 
 ACCUMULATION = 2
@@ -48,7 +48,7 @@ SPOILT = {
     "layer": spoil_output(lambda task: task.model.self_attention[0].mlp, lambda output: output * math.inf),
     "gradient": spoil_output(lambda task: task.model.self_attention[0].mlp, spoil_gradient),
     "loss": spoil_output(lambda task: task, lambda output: output._replace(loss_sum=output.loss_sum * math.nan)),
-    "reported loss": spoil_output(lambda task: task, lambda output: output._replace(nll=output.nll * math.nan)),
+    "reported loss": spoil_output(lambda task: task, lambda output: output._replace(losses=output.losses * math.nan)),
 }
 
 

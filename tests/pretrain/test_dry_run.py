@@ -69,7 +69,7 @@ def test_resolved_configuration_can_be_run_again(report, tmp_path: Path, run_yam
 
 def test_sizes_of_the_run(report, run_yaml: Path) -> None:
     text = report("--ranks", "2")
-    assert row(text, "global batch") == ["8 sequences = 2 micro-batch x 2 accumulation x 2 ranks"]
+    assert row(text, "global batch") == ["8 samples = 2 micro-batch x 2 accumulation x 2 ranks"]
     assert row(text, "trained tokens per step") == ["128"]
     assert row(text, "trained tokens") == ["12,800"]
     assert row(text, "corpus") == ["2,001", "125", "800", "6.40"]

@@ -19,7 +19,7 @@ from pretrain import train
 from pretrain.config import dump_config, load_config
 from pretrain.errors import InputError
 from pretrain.preflight import check_run
-from pretrain.startup import build_task
+from pretrain.startup import build_objective
 from pretrain.trained_model import TrainedModel
 from tests.pretrain.stored_run import store_run, weights_of
 
@@ -64,7 +64,7 @@ def test_architecture_and_weights_are_the_sources(
     theirs = {name: value for name, value in asdict(expected.config).items() if name != "init_from"}
     assert asdict(config.model.architecture) == theirs | {"prefix_dropout": 0.25, "max_seq_len": 96}
     check_run(config, 1)
-    model = build_task(config, None).model
+    model = build_objective(config, None).model
     assert model.config == config.model.architecture and type(model.config) is PerceiverARConfig
     assert_same_weights(model, expected)
 
@@ -90,7 +90,7 @@ def test_a_folder_of_perceiver_io(tmp_path: Path, write: Callable[..., Path]) ->
     save_file(weights, folder / "model.safetensors")
     config = load_config(write(folder))
     check_run(config, 1)
-    model = build_task(config, None).model.eval()
+    model = build_objective(config, None).model.eval()
     logits = model(tensors["input_ids"], values["prefix_len"]).logits
     torch.testing.assert_close(logits, tensors["logits"], rtol=1e-5, atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_damaged_weights_are_one_line(exported: Path, tmp_path: Path, write: Cal
     (folder / "model.safetensors").write_bytes(content[:-100])
     config = load_config(write(folder))
     with pytest.raises(InputError, match=r"^model\.init_from: .*model\.safetensors: is damaged .*$"):
-        build_task(config, None)
+        build_objective(config, None)
 
 
 def test_a_run_that_has_begun_needs_its_source_no_more(

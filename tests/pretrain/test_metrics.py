@@ -6,9 +6,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from pretrain.config import ModelSection, RunConfig, load_config
+from pretrain.config import load_config
 from pretrain.errors import Unavailable
 from pretrain.metrics import MetricsLog, console_line, read_records
+from pretrain.tasks.causal_lm.config import CausalLMConfig, ModelSection
 
 TRAIN = {
     "kind": "train",
@@ -39,7 +40,7 @@ VALIDATION = {
 
 
 def run_config(folder, **logging):
-    return RunConfig(
+    return CausalLMConfig(
         run={"dir": folder},
         model=ModelSection(vocab_size=262),
         data={"corpus": str(folder / "corpus")},

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from perceiver_ar.cost import training_flops_per_token
 from pretrain.checkpoint import checkpoint_path
 from pretrain.model_card import update_evaluation, write_card
+from pretrain.release import open_release
 from pretrain.trained_model import TrainedModel
 from tests.pretrain.stored_run import store_run
 
@@ -38,10 +39,10 @@ def make_card(run_dir: Path, tmp_path: Path) -> Callable[..., ModelCard]:
     """make_card(path=run_dir, **options) -> the card in ``tmp_path/card`` of the model there."""
 
     def make_card(path: Path = run_dir, **options: Any) -> ModelCard:
-        trained = TrainedModel.find(path)
+        release = open_release(TrainedModel.find(path))
         (tmp_path / "card").mkdir(exist_ok=True)
         options = {"loaded_as": "me/model"} | options
-        write_card(tmp_path / "card", "me/model", trained, trained.corpora(), **options)
+        write_card(tmp_path / "card", "me/model", release, **options)
         return ModelCard.load(tmp_path / "card" / "README.md")
 
     return make_card

@@ -102,6 +102,12 @@ REPOSITORIES = {
         ["stackv2_edu-0013.json.gz"],
         DOLMA,
     ),
+    "imdb": Repository(
+        "stanfordnlp/imdb",
+        [f"plain_text/{split}-00000-of-00001.parquet" for split in ("train", "unsupervised")],
+        ["plain_text/test-00000-of-00001.parquet"],
+        {"label": 0},
+    ),
     "pile_uncopyrighted": Repository(
         "monology/pile-uncopyrighted",
         ["train/00.jsonl.zst"],

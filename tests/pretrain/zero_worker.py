@@ -7,12 +7,13 @@ from pathlib import Path
 import torch
 
 from perceiver_ar.models.perceiver_ar import PerceiverAR, PerceiverARConfig
-from pretrain.config import RunConfig, WatchdogSection
+from pretrain.config import WatchdogSection
 from pretrain.corpus import Batch
 from pretrain.distributed import Ranks, join, leave
 from pretrain.engine import Engine
 from pretrain.stability import not_finite
-from pretrain.tasks.causal_lm import CausalLM
+from pretrain.tasks.causal_lm.config import CausalLMConfig
+from pretrain.tasks.causal_lm.objective import CausalLM
 from pretrain.training_step import train_step
 
 SEED = 5
@@ -65,7 +66,7 @@ def make_engine(
     ranks: Ranks, precision: str, stage: int, accumulation: int, kind: type[Engine] = Engine, offload: bool = False
 ) -> tuple[CausalLM, Engine]:
     """The same model whatever the case, on an engine of its own."""
-    config = RunConfig(
+    config = CausalLMConfig(
         run={"dir": "unused", "seed": SEED},
         model=asdict(MODEL),
         data={"corpus": "unused"},

@@ -56,7 +56,7 @@ class StreamedText:
         self._cannot_open = f"{dataset.where}dataset: cannot open {dataset.dataset}"
         self._stop = threading.Event() if stop is None else stop
         try:
-            builder = _find(dataset)
+            builder = find_builder(dataset)
             rows = builder.as_streaming_dataset(split=dataset.split)
         except InputError:
             raise
@@ -140,8 +140,8 @@ class StreamedText:
         return [text or b"" for text in column.cast(pa.large_binary()).to_pylist()]
 
 
-def _find(dataset: TextDataset) -> Any:
-    """The data set's builder."""
+def find_builder(dataset: TextDataset) -> Any:
+    """The data set's builder. Raises InputError, or whatever `datasets` raises."""
     silence_hub()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # it logs an error, then raises it

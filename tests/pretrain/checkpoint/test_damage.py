@@ -117,7 +117,7 @@ def test_other_format_is_refused_in_one_line(tmp_path, save):
     save(1)
     path = checkpoint_path(tmp_path, 1) / "state.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
-    with pytest.raises(InputError, match="step-00000001: has format 2, this program reads 3: train anew"):
+    with pytest.raises(InputError, match="step-00000001: has format 2, this program reads 4: train anew"):
         read_state(checkpoint_path(tmp_path, 1))
 
 

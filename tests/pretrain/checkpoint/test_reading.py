@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain.checkpoint import CheckpointReader
+from pretrain.checkpoint.layout import FORMAT
 from pretrain.checkpoint.publishing import publish
 from pretrain.checkpoint.saver import write_share
-from pretrain.config import RunConfig
 from pretrain.distributed import Ranks, RanksError
-from pretrain.startup import build_task
+from pretrain.startup import build_objective
+from pretrain.tasks.causal_lm.config import CausalLMConfig
 from tests.pretrain.checkpoint.stored_state import CONFIG, StoredState, state_of
 
 
@@ -26,7 +27,7 @@ def cut(tmp_path_factory, request):
     folder, files = tmp_path_factory.mktemp("cut"), {}
     for rank in range(request.param):
         engine = StoredState(model, ranks=Ranks(rank, request.param, torch.device("cpu"), None))
-        state = json.dumps(state_of(1) | {"format": 3, "shapes": engine.shapes}) if rank == 0 else None
+        state = json.dumps(state_of(1) | {"format": FORMAT, "shapes": engine.shapes}) if rank == 0 else None
         files |= write_share(folder / "new", rank, list(engine.pieces()), state).files
     checkpoint = folder / "step-00000001"
     publish(folder / "new", checkpoint, files)
@@ -47,7 +48,7 @@ def test_reads_any_part(cut, data):
 
 @pytest.fixture
 def config():
-    return RunConfig(
+    return CausalLMConfig(
         run={"dir": "unused"},
         model=asdict(CONFIG),
         data={"corpus": "unused"},
@@ -57,7 +58,7 @@ def config():
 
 def test_a_runs_model_gets_the_weights(cut, config):
     checkpoint, tensors = cut
-    weights = dict(build_task(config, checkpoint).model.named_parameters())
+    weights = dict(build_objective(config, checkpoint).model.named_parameters())
     assert weights.keys() == tensors["weight"].keys()
     assert all(torch.equal(weight, tensors["weight"][name]) for name, weight in weights.items())
 
@@ -66,4 +67,4 @@ def test_another_model_than_the_runs_is_refused(cut, config):
     other = config.model_copy(update={"model": replace(config.model, num_channels=16)})
     told = r"model: embed.tokens.weight is \(30, 16\) by the configuration but \(30, 8\) in .*step-00000001"
     with pytest.raises(RanksError, match=told):
-        build_task(other, cut[0])
+        build_objective(other, cut[0])

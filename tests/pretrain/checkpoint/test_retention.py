@@ -69,7 +69,7 @@ def test_nothing_goes_where_the_run_begins_anew(tmp_path, saver, save, names):
     assert names(tmp_path) == ["step-00000010"]
 
 
-@pytest.mark.parametrize("content", ["[]", '{"format": 3, "step": 10, "validation": 7}', "{}", "no JSON"])
+@pytest.mark.parametrize("content", ["[]", '{"format": 4, "step": 10, "validation": 7}', "{}", "no JSON"])
 def test_a_state_that_cannot_be_parsed_does_not_end_pruning(tmp_path, save, names, content):
     save(10, keep=2)
     (tmp_path / "checkpoints" / "step-00000010" / "state.json").write_text(content)

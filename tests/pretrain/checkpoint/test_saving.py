@@ -24,9 +24,8 @@ def test_holds_the_weights_and_moments_by_the_models_names(tmp_path, engine, sav
     assert save(12)
     checkpoint = latest_checkpoint(tmp_path)
     assert checkpoint == tmp_path / "checkpoints" / "step-00000012"
-    config, weights = load_weights(checkpoint)
-    assert config == CONFIG
-    copy = PerceiverAR(config)
+    weights = load_weights(checkpoint)
+    copy = PerceiverAR(CONFIG)
     copy.load_state_dict(weights)
     ids = torch.randint(0, 30, (2, 16))
     assert torch.equal(copy(ids, 12).logits, engine.model(ids, 12).logits)

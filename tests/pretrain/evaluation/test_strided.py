@@ -14,7 +14,8 @@ from pretrain.corpus import Batch, TokenStream
 from pretrain.corpus.manifest import SplitEntry
 from pretrain.corpus.writing.shards import ShardWriter
 from pretrain.evaluation import EvaluationResult, evaluate_stream, spread_evenly
-from pretrain.tasks.causal_lm import CausalLM, TaskOutput
+from pretrain.tasks.causal_lm.objective import CausalLM
+from pretrain.tasks.task import TaskOutput
 
 CONTEXT, LATENTS, PREFIX = 20, 8, 12
 TOKENS = 101

@@ -95,7 +95,7 @@ def test_each_checkpoint_gets_a_branch_and_the_last_becomes_main(hub: HubServer,
     repository = hub.repositories[REPO]
     assert repository.files("main") == repository.files("step-20") != repository.files("step-10")
     for step in (10, 20):
-        _, weights = load_weights(checkpoint_path(run, step))
+        weights = load_weights(checkpoint_path(run, step))
         uploaded = load(repository.files(f"step-{step}")["model.safetensors"])
         assert all(uploaded[f"model.{name}"].equal(weights[name]) for name in weights)
     assert folders(run) == set()

@@ -2,7 +2,7 @@ import torch
 
 from perceiver_ar import PerceiverAR, PerceiverARConfig
 from pretrain.corpus import Batch
-from pretrain.tasks.causal_lm import CausalLM
+from pretrain.tasks.causal_lm.objective import CausalLM
 
 CONTEXT, LATENTS = 24, 8
 
@@ -21,6 +21,6 @@ def test_a_packed_batch_costs_what_its_documents_cost_alone():
     segments = torch.tensor([[0] * 20 + [1] * 4], dtype=torch.int32)
     packed = task(batch(ids, targets, segments))
     alone = task(batch(ids[:, :20], targets[:, :4])), task(batch(ids[:, 20:], targets[:, 4:]))
-    torch.testing.assert_close(packed.nll, torch.cat([output.nll for output in alone], 1))
+    torch.testing.assert_close(packed.losses, torch.cat([output.losses for output in alone], 1))
     torch.testing.assert_close(packed.loss_sum, sum(output.loss_sum for output in alone))
-    assert not torch.allclose(packed.nll, task(batch(ids, targets)).nll)
+    assert not torch.allclose(packed.losses, task(batch(ids, targets)).losses)
