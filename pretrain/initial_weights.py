@@ -13,7 +13,7 @@ from pretrain.config import CONFIG_FILE
 from pretrain.corpus.tokenizers import Tokenizer
 from pretrain.errors import InputError
 from pretrain.initial_model import open_initial_model
-from pretrain.schema import load_yaml
+from pretrain.schema import load_yaml, merged
 
 if TYPE_CHECKING:  # bad input is not to wait for torch
     from torch import nn
@@ -36,7 +36,7 @@ def initial_architecture(data: dict[str, Any]) -> dict[str, Any]:
 
 def inherit(data: dict[str, Any], architecture: dict[str, Any]) -> dict[str, Any]:
     """What a YAML file holds, with `architecture` for what its `model` leaves out, at every depth."""
-    return data | {"model": _merge(architecture, data["model"])} if architecture else data
+    return data | {"model": merged(architecture, data["model"])} if architecture else data
 
 
 def architecture_misfits(own: Any, location: str, names: Sequence[str] | None = None) -> Iterator[str]:
@@ -99,12 +99,6 @@ def _begun(run: Any, init_from: str) -> dict[str, Any] | None:
             if isinstance(model, dict) and model.get("init_from") == os.path.expanduser(init_from):
                 return model
     return None
-
-
-def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    both = {name: (under[name], over[name]) for name in under.keys() & over.keys()}
-    nested = {name: _merge(*pair) for name, pair in both.items() if all(isinstance(part, Mapping) for part in pair)}
-    return {**under, **over, **nested}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

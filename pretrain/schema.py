@@ -155,7 +155,7 @@ def resolve_preset(value: Any, presets: Mapping[str, Mapping[str, Any]]) -> Any:
     own = {name: given for name, given in value.items() if name != "preset"}
     if (preset := value["preset"]) not in list(presets):
         raise ValueError(f"preset must be one of {', '.join(presets)}, not {preset!r}")
-    return _with_tuples(_merge(presets[preset], own))
+    return _with_tuples(merged(presets[preset], own))
 
 
 def _with_tuples(value: Any) -> Any:
@@ -165,10 +165,11 @@ def _with_tuples(value: Any) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
-def _merge(under: Mapping[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, at every depth; where both have a value, that of `over`."""
     both = {name: (under[name], over[name]) for name in under.keys() & over.keys()}
-    merged = {name: _merge(*pair) for name, pair in both.items() if all(isinstance(part, dict) for part in pair)}
-    return {**under, **over, **merged}
+    nested = {name: merged(*pair) for name, pair in both.items() if all(isinstance(part, Mapping) for part in pair)}
+    return {**under, **over, **nested}
 
 
 def _parse(text: str, source: str) -> Any:
