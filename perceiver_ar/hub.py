@@ -5,14 +5,32 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from perceiver_ar.models.config import PerceiverARConfig
+from perceiver_ar.models.from_json import from_json
+from perceiver_ar.models.multimodal_config import MultimodalConfig
+from perceiver_ar.models.perceiver_config import (
+    ImageClassifierConfig,
+    MaskedLMConfig,
+    OpticalFlowConfig,
+    TextClassifierConfig,
+)
 
 MODEL_TYPE = "perceiver-ar"
-"""`model_type` in the ``config.json`` of our models."""
+"""`model_type` in the ``config.json`` of a Perceiver AR."""
+
+PERCEIVER_IO_TYPES: dict[str, type] = {
+    "perceiver-masked-lm": MaskedLMConfig,
+    "perceiver-text-classifier": TextClassifierConfig,
+    "perceiver-image-classifier": ImageClassifierConfig,
+    "perceiver-optical-flow": OpticalFlowConfig,
+    "perceiver-multimodal": MultimodalConfig,
+}
+"""Those of our other models: what each is built from."""
 
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 """What the name of one looks like, ``owner/name``."""
@@ -129,3 +147,28 @@ def read_architecture(folder: Path) -> PerceiverARConfig:
         return PerceiverARConfig(**{name: config[name] for name in names if name in config})
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def read_perceiver_io_architecture(folder: Path) -> Any:
+    """As `read_architecture`, of a model whose type is one of `PERCEIVER_IO_TYPES`."""
+    path = folder / "config.json"
+    config = read_json(path)
+    kind = PERCEIVER_IO_TYPES.get(str(config.get("model_type")))
+    if kind is None:
+        raise ValueError(
+            f"{path}: model_type must be one of {', '.join(PERCEIVER_IO_TYPES)}, not {config.get('model_type')!r}"
+        )
+    names = {field.name for field in fields(kind)}
+    values = {name: value for name, value in config.items() if name in names}
+    if "num_classes" in names:
+        values["num_classes"] = count_labels(config)
+    try:
+        return from_json(kind, values)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def count_labels(config: Mapping[str, Any]) -> int:
+    """How many classes a ``config.json`` has: transformers leaves out what is its default."""
+    labels = config.get("id2label")
+    return len(labels) if labels else config.get("num_labels", 2)

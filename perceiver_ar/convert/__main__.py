@@ -1,20 +1,26 @@
-"""Convert a model of krasserm/perceiver-io to a folder that `transformers` loads through `perceiver_ar.hf`."""
+"""Convert a Perceiver of krasserm/perceiver-io or transformers to a folder that `perceiver_ar.hf` loads; or to one that
+`transformers` loads alone."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from perceiver_ar.hub import MODEL_TYPE
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from perceiver_ar.convert.sources import SourceModel
 
 EXAMPLES = """\
 examples:
   python -m perceiver_ar.convert krasserm/perceiver-ar-clm-base models/clm-base
   python -m perceiver_ar.convert downloads/epoch=000-val_loss=2.820.ckpt models/clm --tokenizer xlnet/xlnet-base-cased
+  python -m perceiver_ar.convert deepmind/language-perceiver models/mlm
+  python -m perceiver_ar.convert models/mlm models/their-mlm --to transformers
 """
 
 
@@ -36,6 +42,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--tokenizer", metavar="NAME", help="`bytes`, or folder or Hub name of a tokenizer, where SOURCE has none"
     )
+    parser.add_argument(
+        "--to",
+        choices=("perceiver_ar", "transformers"),
+        default="perceiver_ar",
+        help="`transformers`: write its own Perceiver, of SOURCE or of a model of this package that it has",
+    )
     return parser.parse_args(argv)
 
 
@@ -47,21 +59,36 @@ def main(argv: Sequence[str]) -> None:
     # transformers looks for DeepSpeed as it saves, which warns that it takes the CPU unless it is told to.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Torch and transformers take seconds to import: mistakes in the arguments are not to wait for them.
-    from perceiver_ar.convert.sources import AUDIO, open_source
+    from perceiver_ar.convert.sources import open_source
 
     source = open_source(arguments.source)
-    if source.model_type == MODEL_TYPE:
-        raise ValueError(f"{source.name}: is a Perceiver AR of this package already")
+    back = arguments.to == "transformers"
+    if source.model_type == "perceiver" if back else source.is_ours:
+        raise ValueError(f"{source.name}: is a model of {'transformers' if back else 'this package'} already")
 
+    from perceiver_ar.convert.card import kind_of
     from perceiver_ar.convert.tokenizer import find_tokenizer
-    from perceiver_ar.convert.writing import write_folder
+    from perceiver_ar.convert.writing import write_folder, write_transformers_folder
 
     tokenizer = find_tokenizer(source, arguments.tokenizer)
-    write_folder(source, tokenizer, arguments.out)
-    if tokenizer is None and source.model_type != AUDIO:
+    (write_transformers_folder if back else write_folder)(source, tokenizer, arguments.out)
+    for warning in _warnings(source, tokenizer):
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{arguments.out}: {kind_of(source).title}")
+
+
+def _warnings(source: SourceModel, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[str]:
+    from perceiver_ar.convert.card import reads_text
+    from perceiver_ar.convert.images import has_image_processor
+    from perceiver_ar.convert.sources import AUDIO
+    from perceiver_ar.models.perceiver_config import ImageClassifierConfig
+
+    config = source.architecture
+    if tokenizer is None and reads_text(config) and source.model_type != AUDIO:
         named = f", which was trained with {source.trained_with}" if source.trained_with else ""
-        print(f"warning: {source.name}{named}, has no tokenizer: give one as --tokenizer", file=sys.stderr)
-    print(f"{arguments.out}: {'symbolic audio' if source.model_type == AUDIO else 'causal language'} model")
+        yield f"{source.name}{named}, has no tokenizer: give one as --tokenizer"
+    if isinstance(config, ImageClassifierConfig) and not has_image_processor(source.folder):
+        yield f"{source.name}: does not say how its images were normalised: see preprocessor_config.json"
 
 
 if __name__ == "__main__":

@@ -1,22 +1,45 @@
-"""Perceiver AR in `transformers`: importing this package registers it with the Auto classes and with `pipeline`."""
+"""Our models in `transformers`: importing this package registers them with the Auto classes and with `pipeline`."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-
+from perceiver_ar.hf.auto import register
 from perceiver_ar.hf.cache import PerceiverARHFCache
 from perceiver_ar.hf.configuration import PerceiverARHFConfig
+from perceiver_ar.hf.image_processing import PerceiverIOImageProcessor
 from perceiver_ar.hf.modeling import PerceiverARForCausalLM, PerceiverARModel
-from perceiver_ar.hf.tokenization import byte_tokenizer, saved_tokenizer
+from perceiver_ar.hf.perceiver_configuration import (
+    PerceiverImageClassifierHFConfig,
+    PerceiverMaskedLMHFConfig,
+    PerceiverMultimodalHFConfig,
+    PerceiverOpticalFlowHFConfig,
+    PerceiverTextClassifierHFConfig,
+)
+from perceiver_ar.hf.perceiver_modeling import (
+    PerceiverIOForImageClassification,
+    PerceiverIOForMaskedLM,
+    PerceiverIOForMultimodalAutoencoding,
+    PerceiverIOForOpticalFlow,
+    PerceiverIOForSequenceClassification,
+)
+from perceiver_ar.hf.tokenization import byte_tokenizer, encoder_tokenizer, saved_tokenizer
 
 __all__ = [
     "PerceiverARForCausalLM",
     "PerceiverARHFCache",
     "PerceiverARHFConfig",
     "PerceiverARModel",
+    "PerceiverIOForImageClassification",
+    "PerceiverIOForMaskedLM",
+    "PerceiverIOForMultimodalAutoencoding",
+    "PerceiverIOForOpticalFlow",
+    "PerceiverIOForSequenceClassification",
+    "PerceiverIOImageProcessor",
+    "PerceiverImageClassifierHFConfig",
+    "PerceiverMaskedLMHFConfig",
+    "PerceiverMultimodalHFConfig",
+    "PerceiverOpticalFlowHFConfig",
+    "PerceiverTextClassifierHFConfig",
     "byte_tokenizer",
+    "encoder_tokenizer",
     "saved_tokenizer",
 ]
 
-AutoConfig.register(PerceiverARHFConfig.model_type, PerceiverARHFConfig)
-AutoModel.register(PerceiverARHFConfig, PerceiverARModel)
-AutoModelForCausalLM.register(PerceiverARHFConfig, PerceiverARForCausalLM)
-AutoTokenizer.register(PerceiverARHFConfig, tokenizer_class=PreTrainedTokenizerFast)
+register()

@@ -1,25 +1,23 @@
-"""The model's own source as files beside its weights, from which transformers can load it without this package."""
+"""A model's own source as files beside its weights, from which transformers can load it without this package."""
 
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2]
-MODEL = "perceiver_ar.hf.modeling"
-
-AUTO_MAP = {
-    "AutoConfig": "hf_configuration.PerceiverARHFConfig",
-    "AutoModel": "hf_modeling.PerceiverARModel",
-    "AutoModelForCausalLM": "hf_modeling.PerceiverARForCausalLM",
-}
-"""`auto_map` of ``config.json``: the files and classes to use with ``trust_remote_code=True``."""
 
 
-def remote_code() -> dict[str, str]:
-    """File name -> source of all modules that the model needs, in one flat folder, importing each other relatively."""
+def auto_map(classes: Mapping[str, type]) -> dict[str, str]:
+    """`auto_map` of a JSON file: for each Auto class, the file and the class to use with ``trust_remote_code=True``."""
+    return {auto: f"{_flat_name(kind.__module__)}.{kind.__name__}" for auto, kind in classes.items()}
+
+
+def remote_code(classes: Iterable[type]) -> dict[str, str]:
+    """File name -> source of all modules that `classes` need, in one flat folder, importing each other relatively."""
     files: dict[str, str] = {}
-    waiting = [MODEL]
+    waiting = [kind.__module__ for kind in classes]
     while waiting:
         module = waiting.pop()
         file = f"{_flat_name(module)}.py"

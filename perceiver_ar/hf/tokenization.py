@@ -44,6 +44,19 @@ def sentencepiece_tokenizer(file: Path, end_token_id: int, max_length: int) -> P
     return _fast_tokenizer(max_length, tokenizer_object=tokenizer, pad_token=end, bos_token=end, eos_token=end)
 
 
+def encoder_tokenizer(tokenizer: PreTrainedTokenizerFast, mask_id: int | None = None) -> PreTrainedTokenizerFast:
+    """Change a tokenizer of this module to one for models that read texts from their beginning; returns it.
+
+    Texts are padded and cut at their end. With a `mask_id`, that token is the mask, and special tokens are read from
+    text: only then can a text say where it is masked.
+    """
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if mask_id is not None:
+        tokenizer.mask_token = tokenizer.convert_ids_to_tokens(mask_id)
+        tokenizer.split_special_tokens = False
+    return tokenizer
+
+
 def _fast_tokenizer(max_length: int, **options: object) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         model_max_length=max_length,

@@ -48,8 +48,8 @@ def checkpoint(hparams: dict, weights: str, tokenizer: str | None, classes: list
     """`classes` are those of the encoder and decoder of a Perceiver IO model."""
     module = "perceiver.model.text.mlm.backend"
     for role, name in zip(("encoder", "decoder"), classes, strict=False):
-        define(module, **{name: make_dataclass(name, [("num_channels", int)])})
-        hparams[role] = getattr(sys.modules[module], name)(8)
+        define(module, **{name: make_dataclass(name, hparams[role])})
+        hparams[role] = getattr(sys.modules[module], name)(**hparams[role])
     return {
         "epoch": 3,
         "pytorch-lightning_version": "1.9.5",
