@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from pretrain.config import load_config
-from pretrain.tasks.causal_lm.objective import CausalLM
+from pretrain.tasks.causal_lm import objective
 
 POISONED = 30
 """Global number of the sample: in batches of 4, it belongs to step 8."""
 
 
-class PoisonedCausalLM(CausalLM):
+class PoisonedCausalLM(objective.CausalLM):
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.model.self_attention[0].mlp.register_forward_hook(self.poison)
@@ -28,9 +28,7 @@ class PoisonedCausalLM(CausalLM):
 
 
 if __name__ == "__main__":
-    import pretrain.startup
-
-    pretrain.startup.CausalLM = PoisonedCausalLM
+    objective.CausalLM = PoisonedCausalLM
     command, *arguments = sys.argv[1:]
     if command == "replay":
         from pretrain.replay import main
