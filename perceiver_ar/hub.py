@@ -124,7 +124,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path}: must hold a JSON object")
@@ -160,15 +160,20 @@ def read_perceiver_io_architecture(folder: Path) -> Any:
         )
     names = {field.name for field in fields(kind)}
     values = {name: value for name, value in config.items() if name in names}
-    if "num_classes" in names:
-        values["num_classes"] = count_labels(config)
     try:
+        if "num_classes" in names:
+            values["num_classes"] = count_labels(config)
         return from_json(kind, values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
 def count_labels(config: Mapping[str, Any]) -> int:
-    """How many classes a ``config.json`` has: transformers leaves out what is its default."""
+    """How many classes a ``config.json`` has: transformers leaves out what is its default.
+
+    Raises ValueError where its names of them are no names.
+    """
     labels = config.get("id2label")
+    if not isinstance(labels, Mapping | None):
+        raise ValueError(f"id2label must be an object, not {labels!r}")
     return len(labels) if labels else config.get("num_labels", 2)

@@ -75,8 +75,7 @@ def _memory_rows(config: RunConfig, task: Task, parameters: int, ranks: int) -> 
     activations = task.activation_bytes()
     on_top = {} if activations is None else {"activations": activations}
     stages = [
-        state_bytes(parameters, stage=stage, ranks=ranks, precision=train.precision) | on_top
-        for stage in range(4)
+        state_bytes(parameters, stage=stage, ranks=ranks, precision=train.precision) | on_top for stage in range(4)
     ]
     on_host = [_on_host(train.zero, stage) for stage in range(4)]
     for kind in stages[0]:

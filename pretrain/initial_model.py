@@ -48,16 +48,16 @@ class InitialModel:
                 yield f"model.{field.name}: must be {needed} for the weights of {self.name}, not {ours}: leave it out"
 
 
-def open_initial_model(name: str, kind: type = object) -> InitialModel:
+def open_initial_model(name: str, *kinds: type) -> InitialModel:
     """The model of a run, a checkpoint, a folder, a Lightning checkpoint of perceiver-io or a Hub name.
 
-    Raises `InputError` where it is none of these, or its configuration is no `kind`; `Unavailable` where the Hub cannot
-    be reached.
+    Raises `InputError` where it is none of these, or its configuration is of none of the `kinds` (given none, any
+    serves); `Unavailable` where the Hub cannot be reached.
     """
     initial = _open(name)
-    if not isinstance(initial.architecture, kind):
-        made_of = type(initial.architecture).__name__
-        raise InputError(f"model.init_from: {name} is a model of another kind: of a {made_of}, not a {kind.__name__}")
+    if not isinstance(initial.architecture, kinds or object):
+        made_of, needed = type(initial.architecture).__name__, " or ".join(kind.__name__ for kind in kinds)
+        raise InputError(f"model.init_from: {name} is a model of another kind: {made_of}, not {needed}")
     return initial
 
 

@@ -22,16 +22,16 @@ MAY_DIFFER = ("attention_dropout", "residual_dropout", "sequence_dropout", "init
 """Fields that weights fit any value of."""
 
 
-def initial_architecture(data: dict[str, Any]) -> dict[str, Any]:
+def initial_architecture(data: dict[str, Any], *kinds: type) -> dict[str, Any]:
     """Of the model that the run in a YAML file starts from, nested; empty where the file tells its own.
 
-    Raises InputError where there is no such model. A run that has begun does not need it any more.
+    Raises InputError where there is no such model of these kinds. A run that has begun does not need it any more.
     """
     model = data.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("init_from"), str) or "preset" in model:
         return {}
     begun = _begun(data.get("run"), model["init_from"])
-    return begun or asdict(open_initial_model(os.path.expanduser(model["init_from"])).architecture)
+    return begun or asdict(open_initial_model(os.path.expanduser(model["init_from"]), *kinds).architecture)
 
 
 def inherit(data: dict[str, Any], architecture: dict[str, Any]) -> dict[str, Any]:
@@ -43,15 +43,16 @@ def architecture_misfits(own: Any, location: str, names: Sequence[str] | None = 
     """What in a run's architecture, a dataclass, the weights of the model at `location` do not go with.
 
     Args:
-        names: The fields to look at; None for all of them.
+        names: The fields to look at; None for all of them, of a model of the same kind.
+
+    Raises InputError where it is of another kind.
     """
-    theirs, ours = _flat(asdict(open_initial_model(location).architecture)), _flat(asdict(own))
+    kinds = (type(own),) if names is None else ()
+    theirs, ours = _flat(asdict(open_initial_model(location, *kinds).architecture)), _flat(asdict(own))
     for name, needed in theirs.items():
-        if (names is None or name.partition(".")[0] in names) and name.rpartition(".")[2] not in MAY_DIFFER:
-            if name not in ours:
-                yield f"model.init_from: {location} is a model of another kind: it has {name}"
-            elif ours[name] != needed:
-                yield f"model.{name}: must be {needed} for the weights of {location}, not {ours[name]}: leave it out"
+        counts = (names is None or name.partition(".")[0] in names) and name.rpartition(".")[2] not in MAY_DIFFER
+        if counts and ours[name] != needed:
+            yield f"model.{name}: must be {needed} for the weights of {location}, not {ours[name]}: leave it out"
 
 
 def tokenizer_misfits(location: str, tokenizer: Tokenizer) -> Iterator[str]:

@@ -75,9 +75,7 @@ def inspect_step(config: RunConfig, checkpoint: Path | None, step: int, top: int
     }
 
 
-def _take(
-    engine: Engine, batch: StepBatch, config: RunConfig, guard: StabilityGuard, data: TrainingData
-) -> StepResult:
+def _take(engine: Engine, batch: StepBatch, config: RunConfig, guard: StabilityGuard, data: TrainingData) -> StepResult:
     [targets] = engine.ranks.sum(count_targets(batch.micro_batches))
     return guarded_step(engine, batch, int(targets), config, guard, other_data=data.changes_at(batch.step))
 
@@ -108,10 +106,7 @@ def _worst(result: StepResult, batch: StepBatch, data: TrainingData, top: int, r
         for micro_batch in batch.micro_batches
         for row, sample in enumerate(micro_batch.indices.tolist())
     }
-    described = [
-        (loss, {**data.place(loss.sample), "text": data.show(*rows[loss.sample])})
-        for loss in mine
-    ]
+    described = [(loss, {**data.place(loss.sample), "text": data.show(*rows[loss.sample])}) for loss in mine]
     of_all = worst(chain.from_iterable(ranks.gather(described)), lambda pair: pair[0].loss, top)
     return [{"sample": row.sample, "loss": finite_or_none(row.loss), **about} for row, about in of_all]
 

@@ -43,7 +43,7 @@ The loss is that of the step alone; the run's own records have the mean since th
 """
 SHOWN_CHARACTERS = 160
 """Of a sample's text, in the table; --json has all of it."""
-PLACE = ("corpus", "window", "epoch", "stream")
+PLACE = ("corpus", "window", "example", "epoch", "stream")
 """What may be known of where a sample comes from."""
 
 

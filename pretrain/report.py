@@ -25,7 +25,15 @@ from pretrain.tasks.task import Record
 EXAMPLES = "  python pretrain/report.py runs/demo"
 
 GRADIENT_NORM = "Gradient norm"
-TITLES = {"bits_per_byte": "Loss, bits per byte", "loss": "Loss"}
+TITLES = {
+    "bits_per_byte": "Loss, bits per byte",
+    "loss": "Loss",
+    "end_point_error": "End-point error, pixels",
+    "end_point_error_occluded": "Part of it in occluded pixels",
+    "zero_flow_error": "End-point error of no motion, pixels",
+    "fl_all": "Fl-all, share of pixels",
+    **{f"over_{limit}px": f"Off by more than {limit} pixels, share" for limit in (1, 3, 5)},
+}
 BASELINES = {"order_0": "order-0 entropy", "order_2": "order-2 entropy", "xz": "xz"}
 
 STYLE = """
@@ -145,7 +153,7 @@ def _loss_key(records: list[Record]) -> str:
 
 
 def _title(measure: str) -> str:
-    return measure.replace("_", " ").capitalize()
+    return TITLES.get(measure, measure.replace("_", " ").capitalize())
 
 
 def _evaluated_corpora(evaluation: dict[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -14,6 +14,7 @@ from pretrain.checkpoint import CheckpointReader
 from pretrain.config import RunConfig
 from pretrain.distributed import Ranks, RanksError
 from pretrain.engine import Engine, accumulation_steps, saved_tensors
+from pretrain.errors import InputError
 from pretrain.progress import Progress
 from pretrain.tasks import open_task
 from pretrain.tasks.objective import Objective
@@ -46,9 +47,16 @@ def build_objective(config: RunConfig, checkpoint: Path | None) -> Objective:
     if checkpoint is not None:
         _load_weights(objective.model, checkpoint)
     else:
-        task.initialize(objective.model)
+        _initialize(task, objective.model)
     objective.model.activation_checkpointing = config.train.activation_checkpointing  # type: ignore[assignment]
     return objective
+
+
+def _initialize(task: Task, model: nn.Module) -> None:
+    try:
+        task.initialize(model)
+    except InputError as error:
+        raise RanksError(str(error), error.code) from error  # all ranks read the same
 
 
 def _load_weights(model: nn.Module, checkpoint: Path) -> None:

@@ -24,7 +24,7 @@ def processor_size(folder: Path) -> tuple[int, int] | None:
 def _size(value: Any) -> tuple[int, int] | None:
     """Earlier versions have one number."""
     height, width = (value.get("height"), value.get("width")) if isinstance(value, Mapping) else (value, value)
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+    return (height, width) if isinstance(height, int) and isinstance(width, int) and height * width else None
 
 
 def has_image_processor(folder: Path | None) -> bool:
@@ -45,6 +45,10 @@ def image_arguments(folder: Path | None, config: ImageClassifierConfig) -> dict[
         means = IMAGENET if channels == 3 else dict(image_mean=(0.5,) * channels, image_std=(0.5,) * channels)
         return arguments | means | dict(crop_fraction=0.875 if channels == 3 else 1.0)
     theirs = read_json(folder / FILE)
+    for name in IMAGENET:
+        values = theirs.get(name, 0)
+        if not all(isinstance(value, int | float) for value in (values if isinstance(values, list) else [values])):
+            raise ValueError(f"{folder / FILE}: {name} must be numbers, not {values!r}")
     if "crop_fraction" in theirs:  # it is ours
         return arguments | {name: theirs[name] for name in ("crop_fraction", *IMAGENET) if name in theirs}
     size, crop = _size(theirs.get("size", 224)), _size(theirs.get("crop_size", 256))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from perceiver_ar.hub import (
     read_json,
     read_perceiver_io_architecture,
 )
+from perceiver_ar.models.from_json import from_json
 
 TEXT = "perceiver-ar-causal-language-model"
 AUDIO = "perceiver-ar-symbolic-audio-model"
@@ -78,6 +79,8 @@ class SourceModel:
             ours, theirs = wanted.get(name, "absent"), found.get(name, "absent")
             if ours != theirs:
                 raise ValueError(f"{self.name}: weight {name} is {theirs}, by the model's configuration {ours}")
+            if not weights[name].is_floating_point():
+                raise ValueError(f"{self.name}: weight {name} is of {weights[name].dtype}, not of floating point")
         return weights
 
 
@@ -97,7 +100,7 @@ def open_source(name: str | Path) -> SourceModel:
 def _in_folder(folder: Path, name: str) -> SourceModel:
     file = folder / "config.json"
     config = read_json(file)
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     rename: Rename
     if model_type == MODEL_TYPE:
         prefix, architecture, rename = "model.", read_architecture(folder), dict
@@ -164,7 +167,7 @@ def _of_perceiver_io(path: Path, model_type: str, hparams: Any) -> tuple[Any, Re
         if causal:
             causal_config = causal_sequence_model_config(hparams)
             return causal_config, lambda weights: causal_sequence_model_weights(weights, causal_config)
-        config = perceiver_io_task_config(model_type, hparams)
+        config = _typed(perceiver_io_task_config(model_type, hparams))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     names = perceiver_io_task_names(config)
@@ -173,12 +176,18 @@ def _of_perceiver_io(path: Path, model_type: str, hparams: Any) -> tuple[Any, Re
 
 def _of_transformers(path: Path, config: Mapping[str, Any]) -> tuple[Any, Rename]:
     heads = config.get("architectures") or ["PerceiverModel"]
-    if heads[0] not in HEADS:
-        raise ValueError(f"{path}: is a {heads[0]}; what can be read are {', '.join(HEADS)}")
+    head = str(heads[0] if isinstance(heads, list) else heads)
+    if head not in HEADS:
+        raise ValueError(f"{path}: is a {head}; what can be read are {', '.join(HEADS)}")
     try:
         values = {**config, "num_labels": count_labels(config)}
-        architecture = from_transformers(heads[0], values, processor_size(path.parent))
+        architecture = _typed(from_transformers(head, values, processor_size(path.parent)))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
     names = transformers_names(architecture)
     return architecture, lambda weights: renamed(weights, names, ignored=COUNTED_BATCHES)
+
+
+def _typed(config: Any) -> Any:
+    """The same; raises ValueError where a field is of another type than it should be."""
+    return from_json(type(config), asdict(config))

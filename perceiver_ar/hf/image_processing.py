@@ -21,7 +21,7 @@ class PerceiverIOImageProcessor(BaseImageProcessor):
 
     Args:
         image_shape: Height and width of what the model reads.
-        num_channels: 1, 3 or 4: Pillow images are converted to gray, RGB or RGBA.
+        num_channels: With 1, 3 or 4 of them Pillow images are converted to gray, RGB or RGBA.
         crop_fraction: Of the sides of the largest rectangle of that shape in the image, what is read of it.
         image_mean: Of each channel, as a fraction of white.
         image_std: Likewise.
@@ -48,7 +48,7 @@ class PerceiverIOImageProcessor(BaseImageProcessor):
 
         Images are Pillow's, arrays (height, width, channels) or tensors (channels, height, width) of bytes.
 
-        Raises ValueError for arrays and tensors that are something else.
+        Raises ValueError for what is something else.
         """
         several = images if isinstance(images, Sequence) else [images]
         pixels = [

@@ -32,6 +32,8 @@ class PerceiverIOPreTrainedModel(PreTrainedModel):
     base_model_prefix = ""
     native: ClassVar[type[nn.Module]]
     """The module that does the work."""
+    # Losses are means over a batch: `Trainer` is to divide them when it accumulates gradients.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: PerceiverIOHFConfig) -> None:
         super().__init__(config)
@@ -54,6 +56,7 @@ class PerceiverIOForMaskedLM(PerceiverIOPreTrainedModel):
 
     config_class = PerceiverMaskedLMHFConfig
     native = MaskedLM
+    accepts_loss_kwargs = True
 
     @can_return_tuple
     def forward(

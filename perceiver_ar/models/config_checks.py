@@ -28,7 +28,7 @@ def fraction_problems(config: Any, names: Iterable[str]) -> Iterator[str]:
 
 def scale_problems(config: Any) -> Iterator[str]:
     """An `init_scale` that is not positive."""
-    if config.init_scale <= 0:
+    if not config.init_scale > 0:
         yield f"init_scale ({config.init_scale}) must be positive"
 
 
@@ -45,5 +45,5 @@ def shape_problems(config: Any) -> Iterator[str]:
     shape, resolution = config.image_shape, config.max_resolution
     if not shape or min(shape) < 1:
         yield f"image_shape ({list(shape)}) must have a size of at least 1 on each axis"
-    if resolution is not None and (len(resolution) != len(shape) or min(resolution) < 1):
+    if resolution is not None and (len(resolution) != len(shape) or min(resolution, default=0) < 1):
         yield f"max_resolution ({list(resolution)}) must have a size of at least 1 for each of {len(shape)} axes"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -27,7 +28,9 @@ def from_json(kind: type[T], values: Mapping[str, Any]) -> T:
 
 def _value(name: str, hint: Any, value: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_value(name, None, element) for element in value)
+        value = tuple(value)
+    if not _fits(hint, value):
+        raise ValueError(f"{name} cannot be {value!r}")
     nested: Any = next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)
     if nested is None or not isinstance(value, Mapping):
         return value
@@ -35,3 +38,22 @@ def _value(name: str, hint: Any, value: Any) -> Any:
         return from_json(nested, value)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether `value` is of the type `hint`, where a mapping may stand for a dataclass."""
+    kind, arguments = get_origin(hint), get_args(hint)
+    if kind is UnionType:
+        return any(_fits(argument, value) for argument in arguments)
+    if kind is Literal:
+        return value in arguments
+    if kind is tuple:
+        if not isinstance(value, tuple):
+            return False
+        elements = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        return len(value) == len(elements) and all(map(_fits, elements, value))
+    if is_dataclass(hint):
+        return isinstance(value, Mapping | hint)
+    if hint is float:
+        hint = (int, float)
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

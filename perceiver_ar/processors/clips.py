@@ -117,11 +117,14 @@ def _frames(container: InputContainer, begin: float, shape: ClipShape) -> NDArra
 
 
 def _picture(frame: VideoFrame, shape: ClipShape) -> NDArray[np.uint8]:
-    """Scaled to cover (height, width), and cropped: (3, height, width)."""
-    scale = max(shape.height / frame.height, shape.width / frame.width)
+    """Turned if it says so, scaled to cover (height, width), and cropped: (3, height, width)."""
+    quarters = frame.rotation // 90
+    covered = (shape.width, shape.height) if quarters % 2 else (shape.height, shape.width)
+    scale = max(covered[0] / frame.height, covered[1] / frame.width)
     height, width = (max(1, round(side * scale)) for side in (frame.height, frame.width))
     image = np.asarray(frame.reformat(width=width, height=height, format="rgb24").to_ndarray(), np.uint8)
-    top, left = (height - shape.height) // 2, (width - shape.width) // 2
+    image = np.rot90(image, quarters)
+    top, left = (image.shape[0] - shape.height) // 2, (image.shape[1] - shape.width) // 2
     return image[top : top + shape.height, left : left + shape.width].transpose(2, 0, 1)
 
 

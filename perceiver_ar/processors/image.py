@@ -50,15 +50,19 @@ def image_tensor(image: Image.Image | np.ndarray | Tensor, channels: int) -> Ten
     """(channels, height, width) uint8 of a Pillow image, converted as needed, or of an array or tensor of bytes.
 
     Raises ValueError where an array is not (height, width) or (height, width, channels), or a tensor not (channels,
-    height, width), of bytes.
+    height, width), of bytes; and for anything else.
     """
     if isinstance(image, Image.Image):
+        if channels not in MODES:
+            raise ValueError(f"a Pillow image has 1, 3 or 4 channels, the model reads {channels}")
         pixels = np.asarray(_eight_bits(image).convert(MODES[channels]))
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], channels).transpose(2, 0, 1).copy())
     if isinstance(image, np.ndarray):
         pixels = image[..., None] if image.ndim == 2 else image
         # numpy's strides may be negative, which torch's may not
         image = torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)))
+    if not isinstance(image, Tensor):
+        raise ValueError(f"an image must be Pillow's, an array or a tensor, not {type(image).__name__}")
     if image.dtype != torch.uint8 or image.ndim != 3 or 0 in image.shape:
         raise ValueError(f"an image must be bytes in three axes, not {image.dtype} of shape {tuple(image.shape)}")
     if image.shape[0] != channels:
@@ -67,10 +71,10 @@ def image_tensor(image: Image.Image | np.ndarray | Tensor, channels: int) -> Ten
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow cuts 16-bit gray off at 255 instead of scaling it."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    # Transparent pixels of a palette would show whatever colour lies under them.
+    """Pillow cuts 16-bit gray off at 255 instead of scaling it; some formats' has 32 bits in memory."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    # Of opacity in a palette Pillow warns wherever it is to become anything else.
     return image.convert("RGBA") if "transparency" in image.info else image
 
 

@@ -21,6 +21,7 @@ from pretrain.tasks.task import Score
 
 POSITION_BUCKETS = 16
 
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """What one pass over windows adds up to. All tensors are sums: all-reduced in place, they join the ranks."""

@@ -36,7 +36,9 @@ PLACES: dict[str, Callable[[nn.Module, Callable[[Any], Any]], object]] = {
     "loss to minimise": lambda task, spoil: task.register_forward_hook(
         lambda *a: a[-1]._replace(loss_sum=spoil(a[-1].loss_sum))
     ),
-    "loss to report": lambda task, spoil: task.register_forward_hook(lambda *a: a[-1]._replace(losses=spoil(a[-1].losses))),
+    "loss to report": lambda task, spoil: task.register_forward_hook(
+        lambda *a: a[-1]._replace(losses=spoil(a[-1].losses))
+    ),
     "gradient of a matrix": lambda task, spoil: task.model.embed.tokens.weight.register_hook(spoil),
     "gradient of a norm": lambda task, spoil: task.model.output_norm.weight.register_hook(spoil),
 }

@@ -133,6 +133,33 @@ def test_time_on_named_accelerators_follows_from_their_flops(report) -> None:
     assert float(rate.replace(",", "")) == pytest.approx(0.4 * 4 * 989e12 / flops, rel=1e-3)
 
 
+ENCODER = {"num_latents": 4, "latent_channels": 16, "self_attention_heads": 2, "num_blocks": 1, "layers_per_block": 1}
+READS = {"vocab_size": 262, "max_seq_len": 32, "num_input_channels": 8, "encoder": ENCODER}
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "data", "targets"),
+    [
+        ("masked_lm", READS, {"corpus": "corpus"}, "38"),  # 15 % of 8 x 32
+        ("text_classification", READS | {"num_classes": 2}, {"folder": "texts"}, "8"),
+        ("optical_flow", {"image_shape": [8, 12], "encoder": ENCODER}, {"train": {"kind": "generated"}}, "1,536"),
+    ],
+)
+def test_every_task_tells_its_costs(
+    task: str, model: dict, data: dict, targets: str, report, run_yaml: Path, tmp_path: Path
+) -> None:
+    for name in ("train/a", "train/b", "validation/a", "validation/b"):
+        (tmp_path / "texts" / name).mkdir(parents=True)
+        for number in range(4):
+            (tmp_path / "texts" / name / f"{number}.txt").write_text(name)
+    run = yaml.safe_load(run_yaml.read_text()) | {"task": task, "model": model, "data": data}
+    run_yaml.write_text(yaml.safe_dump(run))
+    printed = report()
+    unit = {"masked_lm": "tokens", "text_classification": "texts", "optical_flow": "pixels"}[task]
+    assert row(printed, f"trained {unit} per step") == [targets]
+    assert "activations" not in printed  # which are not known
+
+
 def test_nothing_is_created_and_no_gpu_is_needed(run_yaml: Path) -> None:
     before = sorted(os.listdir(run_yaml.parent))
     command = [sys.executable, str(ROOT / "pretrain" / "train.py"), "--config", "run.yaml", "--dry-run"]

@@ -17,6 +17,7 @@ from perceiver_ar.models.config import PerceiverARConfig
 from perceiver_ar.models.perceiver_ar import PerceiverAR
 from pretrain import train
 from pretrain.config import dump_config, load_config
+from pretrain.distributed import RanksError
 from pretrain.errors import InputError
 from pretrain.preflight import check_run
 from pretrain.startup import build_objective
@@ -158,12 +159,31 @@ def test_sources_that_are_none(source: object, message: str, write: Callable[...
     assert str(error.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("task", "data", "needed"),
+    [
+        ("masked_lm", {"corpus": "any"}, "MaskedLMConfig"),
+        ("text_classification", {"folder": "any"}, "MaskedLMConfig or TextClassifierConfig"),
+        ("optical_flow", {"train": {"kind": "generated"}}, "OpticalFlowConfig"),
+    ],
+)
+def test_models_of_other_kinds_are_one_problem(
+    task: str, data: dict[str, Any], needed: str, stored: Path, tmp_path: Path
+) -> None:
+    run = {"task": task, "run": {"dir": str(tmp_path / "run")}, "model": {"init_from": str(stored)}, "data": data}
+    (tmp_path / "run.yaml").write_text(json.dumps(run | {"train": {"steps": 1, "global_batch": 1, "micro_batch": 1}}))
+    with pytest.raises(InputError) as error:
+        load_config(tmp_path / "run.yaml")
+    problem = f"{stored} is a model of another kind: PerceiverARConfig, not {needed}"
+    assert str(error.value) == f"model.init_from: {problem}"
+
+
 def test_damaged_weights_are_one_line(exported: Path, tmp_path: Path, write: Callable[..., Path]) -> None:
     folder = shutil.copytree(exported, tmp_path / "model")
     content = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(content[:-100])
     config = load_config(write(folder))
-    with pytest.raises(InputError, match=r"^model\.init_from: .*model\.safetensors: is damaged .*$"):
+    with pytest.raises(RanksError, match=r"^model\.init_from: .*model\.safetensors: is damaged .*$"):  # of all ranks
         build_objective(config, None)
 
 

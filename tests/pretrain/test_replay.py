@@ -1,5 +1,6 @@
 """A step taken again is the step that the run took, and what spoilt it is found."""
 
+import io
 import json
 import math
 import shutil
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from pretrain.distributed import Ranks
 from pretrain.errors import InputError
 from pretrain.outcome import read_outcome, write_outcome
-from pretrain.replay import find_start, parse, recorded, run_config, show
+from pretrain.replay import find_start, parse, recorded, run_config, samples_table, show
 
 ROOT = Path(__file__).parents[2]
 ALONE = Ranks(0, 1, torch.device("cpu"), None)
@@ -113,6 +115,12 @@ def test_shows_people_what_it_found(run, replays, capsys):
     assert "not finite      first in the output of self_attention.0.mlp (rank 1)" in text
     assert "embed.tokens.weight" in text
     assert "corpus shards, window" in " ".join(text.split())
+
+
+def test_shows_which_examples_samples_are():
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(samples_table([{"sample": 5, "loss": 1.5, "example": 17, "epoch": 2, "text": "17.txt"}]))
+    assert "example 17, epoch 2" in console.export_text()
 
 
 @pytest.mark.slow

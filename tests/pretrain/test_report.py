@@ -116,6 +116,15 @@ def test_draws_every_curve_of_a_run_with_gaps(tmp_path: Path) -> None:
     assert {"training", "validation", "2.1640", "not finite", "50,000"} <= set(page.text)
 
 
+def test_tells_the_units_of_what_is_measured_of_flow(tmp_path: Path) -> None:
+    record = {"kind": "validation", "step": 50, "trained_pixels": 9, "loss": 1.5, "seconds": 5.0}
+    write_metrics(tmp_path / "run", [record | {"end_point_error": 1.5, "over_3px": 0.25, "fl_all": 0.25}])
+    page = Page(write_report(tmp_path / "run").read_text())
+    measured = {"End-point error, pixels", "Off by more than 3 pixels, share", "Fl-all, share of pixels"}
+    assert measured <= set(page.charts)
+    assert measured | {"Loss"} <= set(page.text)
+
+
 def test_marks_skipped_steps(tmp_path: Path) -> None:
     skipped = {"kind": "skipped", "step": 15, "problem": "loss not finite", "loss": None, "grad_norm": None}
     skipped |= {"samples": [56, 59], "worst_samples": [{"sample": 58, "loss": None}]}

@@ -8,21 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from fractions import Fraction
 from itertools import chain, islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perceiver_ar.hub import local_folder, read_json
 from perceiver_ar.processors.flow.arguments import PICTURE, RATE_OF_IMAGES, parse
 from perceiver_ar.processors.flow.rendering import render_flow, side_by_side
 
 if TYPE_CHECKING:  # they take seconds to import: mistakes in the arguments are not to wait for them
     from torch import Tensor
 
-    from perceiver_ar.hf.perceiver_modeling import PerceiverIOForOpticalFlow
+    from perceiver_ar.models.flow import OpticalFlow
     from perceiver_ar.processors.flow.outputs import Add, Flow
     from perceiver_ar.processors.video import Frame, Frames
 
-MODEL_TYPE = "perceiver-optical-flow"
 BAD_INPUT = 2
 INTERRUPTED = 130
 
@@ -30,10 +27,8 @@ INTERRUPTED = 130
 def main(argv: Sequence[str]) -> None:
     """Raises OSError or ValueError for bad input."""
     arguments = parse(argv)
-    folder = local_folder(arguments.model)
-    _check_model(folder)
     source = _open_frames(arguments)
-    number = _write_flow(_load_model(folder), source, arguments)
+    number = _write_flow(_load_model(arguments.model), source, arguments)
     if source.length is not None and number + 1 < 0.9 * source.length:
         print(f"warning: {arguments.input[0]}: ended after {number + 1} of {source.length} frames", file=sys.stderr)
     for path in (arguments.out, arguments.flo):
@@ -54,36 +49,29 @@ def _open_frames(arguments: argparse.Namespace) -> Frames:
     return Frames(chain(first, frames), source.rate, min(known, default=None))
 
 
-def _check_model(folder: Path) -> None:
-    path = folder / "config.json"
-    if (kind := read_json(path).get("model_type")) != MODEL_TYPE:
-        hint = ": convert it with `python -m perceiver_ar.convert`" if kind == "perceiver" else ""
-        raise ValueError(f"{path}: model_type must be {MODEL_TYPE!r}, not {kind!r}{hint}")
-
-
-def _load_model(folder: Path) -> PerceiverIOForOpticalFlow:
-    """In evaluation mode, on the GPU where there is one."""
+def _load_model(name: str) -> OpticalFlow:
+    """In evaluation mode, on the GPU where there is one; whatever `perceiver_ar.convert` reads too."""
     import torch
-    from safetensors import SafetensorError
-    from transformers.utils import logging
 
-    from perceiver_ar.hf import PerceiverIOForOpticalFlow
+    from perceiver_ar.convert.sources import open_source
+    from perceiver_ar.models.flow import OpticalFlow
+    from perceiver_ar.models.perceiver_config import OpticalFlowConfig
 
-    logging.disable_progress_bar()
-    try:
-        model = PerceiverIOForOpticalFlow.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason, _, _ = str(error).strip().partition("\n")
-        raise ValueError(f"{folder}: cannot be loaded: {reason}") from error
-    return model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[arg-type]
+    source = open_source(name)
+    if not isinstance(source.architecture, OpticalFlowConfig):
+        raise ValueError(f"{name}: is no model of optical flow")
+    with torch.device("meta"):
+        model = OpticalFlow(source.architecture)
+    model.load_state_dict(source.weights(), assign=True)
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _predictor(model: PerceiverIOForOpticalFlow) -> Callable[[Tensor], Tensor]:
+def _predictor(model: OpticalFlow) -> Callable[[Tensor], Tensor]:
     import torch
 
     @torch.inference_mode()
     def predict(patches: Tensor) -> Tensor:
-        return model(patches.to(model.device, model.dtype)).logits
+        return model(patches.to(model.output.weight.device))
 
     return predict
 
@@ -104,7 +92,7 @@ def _outputs(arguments: argparse.Namespace, rate: Fraction | None) -> Iterator[A
         yield flo_output(arguments.flo)
 
 
-def _write_flow(model: PerceiverIOForOpticalFlow, source: Frames, arguments: argparse.Namespace) -> int:
+def _write_flow(model: OpticalFlow, source: Frames, arguments: argparse.Namespace) -> int:
     """How many flows there were."""
     from perceiver_ar.processors.flow.estimation import flow_of_frames
     from perceiver_ar.processors.flow.progress import show_progress

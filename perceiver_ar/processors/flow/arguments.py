@@ -73,6 +73,8 @@ def _problems(arguments: argparse.Namespace) -> Iterator[str]:
         yield f"--out: {out} must end in {', '.join(CODECS)} or {PICTURE}"
     if out is not None and not out.parent.is_dir():
         yield f"--out: there is no folder {out.parent}"
+    if out is not None and out == flo:
+        yield f"--out, --flo: are both {out}, give them different names"
     for path in (out, flo):
         if path is not None and path.exists():
             yield f"{path}: exists; choose another name, or remove it"

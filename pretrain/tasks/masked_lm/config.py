@@ -71,7 +71,7 @@ class MaskedLMRunConfig(CorpusRunConfig):
 
     @classmethod
     def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
-        found = initial_architecture(data)
+        found = initial_architecture(data, MaskedLMConfig)
         return inherit(data, {field.name: found[field.name] for field in fields(MaskedLMConfig) if field.name in found})
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -10,35 +10,22 @@ from pretrain.corpus.tokenizers import Tokenizer, load_tokenizer
 from pretrain.data import open_corpora, open_data
 from pretrain.data_checks import corpus_problems
 from pretrain.errors import InputError
-from pretrain.initial_weights import architecture_misfits, load_initial_weights, tokenizer_misfits
-from pretrain.preflight import has_begun
+from pretrain.initial_weights import tokenizer_misfits
 from pretrain.tasks.masked_lm.config import MaskedLMRunConfig
 from pretrain.tasks.masked_lm.vocabulary import find_mask_id
+from pretrain.tasks.perceiver_io import PerceiverIOTask
 
 if TYPE_CHECKING:  # bad input is not to wait for torch
-    from torch import nn
-
     from pretrain.distributed import Ranks
     from pretrain.tasks.masked_lm.data import MaskedData
     from pretrain.tasks.masked_lm.objective import MaskedLMObjective
 
 
-class MaskedLMTask:
+class MaskedLMTask(PerceiverIOTask[MaskedLMRunConfig]):
     unit = "tokens"
 
-    def __init__(self, config: MaskedLMRunConfig) -> None:
-        self._config = config
-        self.init_from = config.model.init_from
-
-    def problems(self, world_size: int) -> Iterator[str]:
-        yield from corpus_problems(self._config, world_size)
-        with suppress(InputError):  # which is a problem already
-            yield from self._tokenizer_problems(self._tokenizer())
-        if self.init_from is not None and not has_begun(self._config.run.dir):
-            yield from architecture_misfits(self._config.model.architecture, self.init_from)
-
-    def doubts(self) -> Iterator[str]:
-        return iter(())
+    def _checks(self, world_size: int) -> Iterable[Iterator[str]]:
+        return corpus_problems(self._config, world_size), self._mask_problems(), self._initial_model_problems()
 
     def open_data(self, ranks: Ranks) -> MaskedData:
         from pretrain.tasks.masked_lm.data import MaskedData
@@ -51,10 +38,6 @@ class MaskedLMTask:
         from pretrain.tasks.masked_lm.objective import MaskedLMObjective
 
         return MaskedLMObjective(MaskedLM(self._config.model.architecture))
-
-    def initialize(self, model: nn.Module) -> None:
-        if self.init_from is not None:
-            load_initial_weights(model, self.init_from)
 
     def step_targets(self) -> int:
         """On average, where there is no padding."""
@@ -76,24 +59,22 @@ class MaskedLMTask:
         # Gradients cost twice the forward pass. A batch goes to a device as a tensor does.
         return 3.0 * batch * forward_flops_of(self.build, row)  # type: ignore[arg-type]
 
-    def attention_channels(self) -> int:
-        encoder = self._config.model.encoder
-        return (encoder.self_attention_qk_channels or encoder.latent_channels) // encoder.self_attention_heads
-
     def _tokenizer(self) -> Tokenizer:
         """Of all that is trained on. Raises InputError where the data cannot be opened."""
         if (stream := self._config.data.stream) is not None:
             return load_tokenizer(stream.tokenizer, stream.end_token)
         return next(iter(open_corpora(self._config).values())).tokenizer()
 
-    def _tokenizer_problems(self, tokenizer: Tokenizer) -> Iterator[str]:
+    def _mask_problems(self) -> Iterator[str]:
         config = self._config
         try:
-            mask_id = find_mask_id(tokenizer, config.masking.mask_id)
-        except InputError as error:
-            yield str(error)
-        else:
-            if mask_id >= config.vocab_size:
-                yield f"model.vocab_size: {config.vocab_size} is too small for the mask, id {mask_id}: add an id"
-        if self.init_from is not None and not has_begun(config.run.dir):
-            yield from tokenizer_misfits(self.init_from, tokenizer)
+            tokenizer = self._tokenizer()
+        except InputError:  # which is a problem already
+            return
+        if (mask_id := find_mask_id(tokenizer, config.masking.mask_id)) >= config.vocab_size:
+            yield f"model.vocab_size: {config.vocab_size} is too small for the mask, id {mask_id}: add an id"
+
+    def _misfits(self, location: str) -> Iterator[str]:
+        with suppress(InputError):  # which is a problem already
+            yield from tokenizer_misfits(location, self._tokenizer())
+        yield from super()._misfits(location)

@@ -153,4 +153,4 @@ class OpticalFlowRunConfig(ExampleRunConfig):
 
     @classmethod
     def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
-        return inherit(data, initial_architecture(data))
+        return inherit(data, initial_architecture(data, OpticalFlowConfig))

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from pretrain.errors import InputError, Unavailable
-from pretrain.initial_weights import architecture_misfits, load_initial_weights
-from pretrain.preflight import has_begun
 from pretrain.tasks.optical_flow.config import GeneratedPairs, OpticalFlowRunConfig
+from pretrain.tasks.perceiver_io import PerceiverIOTask
 
 if TYPE_CHECKING:  # bad input is not to wait for torch
-    from torch import nn
-
     from pretrain.distributed import Ranks
     from pretrain.tasks.examples import ExampleData
     from pretrain.tasks.optical_flow.objective import OpticalFlowObjective
-    from pretrain.tasks.task import CostTable
 
 
-class OpticalFlowTask:
+class OpticalFlowTask(PerceiverIOTask[OpticalFlowRunConfig]):
     unit = "pixels"
 
-    def __init__(self, config: OpticalFlowRunConfig) -> None:
-        self._config = config
-        self.init_from = config.model.init_from
-
-    def problems(self, world_size: int) -> Iterator[str]:
-        for look in (self._data_problems, self._initial_model_problems):
-            try:
-                yield from look()
-            except Unavailable:
-                raise
-            except InputError as error:
-                yield str(error)
-
-    def doubts(self) -> Iterator[str]:
-        return iter(())
+    def _checks(self, world_size: int) -> Iterable[Iterator[str]]:
+        return self._data_problems(), self._initial_model_problems()
 
     def open_data(self, ranks: Ranks) -> ExampleData:
         from pretrain.tasks.examples import ExampleData
@@ -49,10 +31,6 @@ class OpticalFlowTask:
         from pretrain.tasks.optical_flow.objective import OpticalFlowObjective
 
         return OpticalFlowObjective(OpticalFlow(self._config.model.architecture))
-
-    def initialize(self, model: nn.Module) -> None:
-        if self.init_from is not None:
-            load_initial_weights(model, self.init_from)
 
     def step_targets(self) -> int:
         height, width = self._config.model.frame_shape
@@ -69,16 +47,6 @@ class OpticalFlowTask:
         # Gradients cost twice the forward pass.
         return 3.0 * self._step_pairs() * forward_flops_of(lambda: OpticalFlow(model.architecture), patches)
 
-    def attention_channels(self) -> int:
-        encoder = self._config.model.encoder
-        return (encoder.self_attention_qk_channels or encoder.latent_channels) // encoder.self_attention_heads
-
-    def activation_bytes(self) -> int | None:
-        return None
-
-    def cost_tables(self) -> Iterator[CostTable]:
-        return iter(())
-
     def _step_pairs(self) -> int:
         directions = 2 if isinstance(self._config.data.train, GeneratedPairs) else 1
         return self._config.train.global_batch * directions
@@ -89,7 +57,3 @@ class OpticalFlowTask:
         train, _ = open_sources(self._config)
         if train.size < (batch := self._config.train.global_batch):
             yield f"train.global_batch: {batch} is more than the {train.size} training pairs"
-
-    def _initial_model_problems(self) -> Iterator[str]:
-        if self.init_from is not None and not has_begun(self._config.run.dir):
-            yield from architecture_misfits(self._config.model.architecture, self.init_from)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from perceiver_ar.models.perceiver_config import MaskedLMConfig, TextClassifierConfig, presets_of
 from pretrain.config import ExampleRunConfig
 from pretrain.initial_weights import inherit, initial_architecture
-from pretrain.schema import FilePath, Location, Section, resolve_preset
-
-Name = Annotated[str, Field(min_length=1)]
+from pretrain.schema import Location, resolve_preset
+from pretrain.tasks.labelled import LabelledDataSection, Name
 
 FROM_MASKED_LM = ("vocab_size", "max_seq_len", "num_input_channels", "encoder")
 """Fields that a classifier has in common with the masked language model that it starts from."""
@@ -39,23 +38,11 @@ class ModelSection(TextClassifierConfig):
         return TextClassifierConfig(**{field.name: getattr(self, field.name) for field in fields(TextClassifierConfig)})
 
 
-class DataSection(Section):
-    """Texts and their classes: one of `folder` and `dataset` says where they are."""
+class DataSection(LabelledDataSection):
+    """Texts and their classes: one of `folder`, of UTF-8 files, and `dataset` says where they are. A single file (CSV,
+    JSON lines, Parquet, ...) is a data set with the split `train`. Labels are numbers or names."""
 
-    folder: FilePath | None = None
-    """Holds a folder for each split, with a folder of texts, UTF-8 files, for each class: `train/positive/17.txt`."""
-    dataset: Location | None = None
-    """A data set that `datasets` loads: its name on the Hugging Face Hub, or a local folder or file (CSV, JSON lines,
-    Parquet, ...). A single file is the split `train`."""
-    config: str | None = None
-    """The data set's configuration, where it has several."""
-    revision: str | None = None
-    """Branch, tag or commit on the Hub."""
     text_column: Name = "text"
-    label_column: Name = "label"
-    """Holds classes by number or by name."""
-    train: Name = "train"
-    """Split to train on."""
     validation: Name | None = "validation"
     """Null holds out some of the texts of `train`, see `validation_fraction`."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -64,14 +51,6 @@ class DataSection(Section):
     """Names of the classes in the order of their numbers; by default as the data has them, or the sorted names."""
     tokenizer: str = "bytes"
     """`bytes`, a tokenizer's file or folder, or its name on the Hub. Texts are cut to `model.max_seq_len` tokens."""
-
-    @model_validator(mode="after")
-    def _one_origin(self) -> Self:
-        if (self.folder is None) == (self.dataset is None):
-            raise ValueError("give exactly one of data.folder and data.dataset")
-        if self.dataset is None and (self.config or self.revision):
-            raise ValueError("config and revision are for data.dataset only, not data.folder")
-        return self
 
     @field_validator("labels")
     @classmethod
@@ -91,6 +70,13 @@ class TextClassificationConfig(ExampleRunConfig):
     def _resolve_preset(cls, value: Any) -> Any:
         return resolve_preset(value, PRESETS)
 
+    @field_validator("model")
+    @classmethod
+    def _freezes_what_has_learned(cls, value: ModelSection) -> ModelSection:
+        if value.freeze_encoder and value.init_from is None:
+            raise ValueError("freeze_encoder needs init_from: random weights would stay random")
+        return value
+
     @field_validator("data")
     @classmethod
     def _names_each_class(cls, value: DataSection, info: ValidationInfo) -> DataSection:
@@ -101,6 +87,6 @@ class TextClassificationConfig(ExampleRunConfig):
 
     @classmethod
     def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
-        found = initial_architecture(data)
+        found = initial_architecture(data, MaskedLMConfig, TextClassifierConfig)
         names = [field.name for field in fields(TextClassifierConfig)] if "num_classes" in found else FROM_MASKED_LM
         return inherit(data, {name: found[name] for name in names if name in found})

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from pretrain.corpus.sources.dataset import TextDataset
 from pretrain.errors import InputError
+from pretrain.tasks.labelled import check_columns, class_folders
 from pretrain.tasks.text_classification.config import DataSection
 
 
@@ -40,12 +41,7 @@ def open_source(data: DataSection, split: str) -> Source:
 
 
 def _folder(folder: Path, split: str) -> Source:
-    root = folder / split
-    if not root.is_dir():
-        raise InputError(
-            f"data.folder: {folder} has no folder {split!r}: make one, with a folder of texts for each class"
-        )
-    classes = tuple(sorted(path.name for path in root.iterdir() if path.is_dir() and path.name[0] != "."))
+    root, classes = folder / split, tuple(class_folders(folder, split, "texts"))
     files = {name: sorted(path for path in (root / name).rglob("*") if path.is_file()) for name in classes}
     if not any(files.values()):
         raise InputError(f"data.folder: {root} must hold a folder of texts for each class, it holds none")
@@ -69,10 +65,8 @@ def _dataset(data: DataSection, split: str) -> Source:
 
     assert data.dataset is not None
     rows = _open(data, split)
-    for field, column in (("text_column", data.text_column), ("label_column", data.label_column)):
-        if column not in rows.column_names:
-            there = ", ".join(rows.column_names)
-            raise InputError(f"data.{field}: {data.dataset} has no column {column!r}; there are {there}")
+    wanted = {"text_column": data.text_column, "label_column": data.label_column}
+    check_columns(data.dataset, wanted, rows.column_names)
     labels, feature = rows[data.label_column][:], rows.features[data.label_column]
     classes = None
     if isinstance(feature, ClassLabel):

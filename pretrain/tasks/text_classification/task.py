@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from perceiver_ar.models.perceiver_config import TextClassifierConfig
+from perceiver_ar.models.perceiver_config import MaskedLMConfig, TextClassifierConfig
 from pretrain.corpus.tokenizers import Tokenizer, load_tokenizer
-from pretrain.errors import InputError, Unavailable
+from pretrain.errors import InputError
 from pretrain.initial_model import open_initial_model
 from pretrain.initial_weights import architecture_misfits, load_initial_weights, tokenizer_misfits
-from pretrain.preflight import has_begun
+from pretrain.tasks.perceiver_io import PerceiverIOTask
 from pretrain.tasks.text_classification.config import FROM_MASKED_LM, TextClassificationConfig
 from pretrain.tasks.text_classification.texts import LabelledTexts, open_texts
 
@@ -26,12 +26,8 @@ ENCODER = ("input_adapter", "encoder")
 """The parts of a model that read a text: all that a masked language model and a classifier share."""
 
 
-class TextClassificationTask:
+class TextClassificationTask(PerceiverIOTask[TextClassificationConfig]):
     unit = "texts"
-
-    def __init__(self, config: TextClassificationConfig) -> None:
-        self._config = config
-        self.init_from = config.model.init_from
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -44,20 +40,8 @@ class TextClassificationTask:
     def _texts(self) -> tuple[LabelledTexts, LabelledTexts]:
         return open_texts(self._config.data, self._config.model.num_classes)
 
-    def problems(self, world_size: int) -> Iterator[str]:
-        model = self._config.model
-        for look in (self._tokenizer_problems, self._text_problems, self._initial_model_problems):
-            try:
-                yield from look()
-            except Unavailable:
-                raise
-            except InputError as error:
-                yield str(error)
-        if model.freeze_encoder and model.init_from is None:
-            yield "model.freeze_encoder: needs model.init_from: random weights would stay random"
-
-    def doubts(self) -> Iterator[str]:
-        return iter(())
+    def _checks(self, world_size: int) -> Iterable[Iterator[str]]:
+        return self._tokenizer_problems(), self._text_problems(), self._initial_model_problems()
 
     def open_data(self, ranks: Ranks) -> TextData:
         from pretrain.tasks.text_classification.examples import TextData
@@ -93,10 +77,6 @@ class TextClassificationTask:
         # Gradients cost twice the forward pass; those of a decoder alone next to nothing.
         return forward * self._config.train.global_batch * (1 if model.freeze_encoder else 3)
 
-    def attention_channels(self) -> int:
-        encoder = self._config.model.encoder
-        return (encoder.self_attention_qk_channels or encoder.latent_channels) // encoder.self_attention_heads
-
     def _text_problems(self) -> Iterator[str]:
         train, _ = self._texts
         if len(train) < self._config.train.global_batch:
@@ -107,14 +87,12 @@ class TextClassificationTask:
         if tokenizer.vocab_size > ids:
             yield f"model.vocab_size: {ids} is too small, tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids"
 
-    def _initial_model_problems(self) -> Iterator[str]:
-        model = self._config.model
-        if model.init_from is None or has_begun(self._config.run.dir):
-            return
-        names = None if _is_classifier(model.init_from) else FROM_MASKED_LM
-        yield from architecture_misfits(model.architecture, model.init_from, names)
-        yield from tokenizer_misfits(model.init_from, self._tokenizer)
+    def _misfits(self, location: str) -> Iterator[str]:
+        names = None if _is_classifier(location) else FROM_MASKED_LM
+        yield from architecture_misfits(self._config.model.architecture, location, names)
+        yield from tokenizer_misfits(location, self._tokenizer)
 
 
 def _is_classifier(location: str) -> bool:
-    return isinstance(open_initial_model(location).architecture, TextClassifierConfig)
+    initial = open_initial_model(location, MaskedLMConfig, TextClassifierConfig)
+    return isinstance(initial.architecture, TextClassifierConfig)

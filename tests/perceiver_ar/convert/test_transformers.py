@@ -1,15 +1,19 @@
 """Perceiver models of transformers through the command, in both directions, against what they compute themselves."""
 
 import json
+import math
 
 import pytest
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import PerceiverConfig, pipeline
 
 import perceiver_ar.hf as ours
 from perceiver_ar.convert.__main__ import main
+from perceiver_ar.processors.flow.__main__ import main as flow_command
+from perceiver_ar.processors.flow.flo import read_flo
 
 SMALL = dict(
     num_latents=8,
@@ -231,6 +235,11 @@ def test_optical_flow(tmp_path):
     )
     expected = 20 * outputs(model, dict(inputs=patches[None]))[0]
     assert_equal(estimate(tuple(frames.numpy()))["flow"], expected)
+    for name, frame in zip(("0.png", "1.png"), frames.numpy(), strict=True):
+        Image.fromarray(frame).save(tmp_path / name)
+    files = [str(tmp_path / name) for name in ("0.png", "1.png", "theirs", "flow")]
+    flow_command([*files[:2], "--model", files[2], "--flo", files[3]])
+    assert_equal(torch.from_numpy(read_flo(tmp_path / "flow" / "frame_0001.flo")), expected)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +247,11 @@ def test_optical_flow(tmp_path):
     [
         ({"architectures": ["PerceiverModel"]}, "config.json: is a PerceiverModel; what can be read are PerceiverFor"),
         ({"architectures": None}, "config.json: is a PerceiverModel"),
+        ({"architectures": 3}, "config.json: is a 3; what can be read are "),
+        ({"model_type": []}, "config.json: is a model of type [], not a Perceiver"),
+        ({"num_latents": 1.5}, "config.json: encoder: num_latents cannot be 1.5"),
+        ({"initializer_range": math.nan}, "config.json: init_scale (nan) must be positive"),
+        ({"id2label": 3}, "config.json: id2label must be an object, not 3"),
         ({"hidden_act": "relu"}, "config.json: hidden_act must be 'gelu', not 'relu'"),
         ({"d_latents": "many"}, "config.json: d_latents must be a number, not 'many'"),
         ({"qk_channels": 16}, "config.json: v_channels (16) must be d_latents (32)"),
@@ -254,6 +268,26 @@ def test_other_models_are_refused(fields, message, tmp_path):
         main([str(tmp_path / "theirs"), str(tmp_path / "ours")])
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (tmp_path / "ours").exists()
+
+
+def test_damaged_parts_are_refused(tmp_path):
+    head, folder = "PerceiverForImageClassificationLearned", tmp_path / "theirs"
+    theirs(head, HEADS[head], folder)
+
+    def check(message):
+        with pytest.raises(ValueError) as error:
+            main([str(folder), str(tmp_path / "ours")])
+        assert message in str(error.value) and "\n" not in str(error.value)
+        assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+    (folder / "preprocessor_config.json").write_text('{"image_mean": "gray"}')
+    check("preprocessor_config.json: image_mean must be numbers, not 'gray'")
+    (folder / "preprocessor_config.json").write_text('{"crop_size": 0}')
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: weight.int() for name, weight in weights.items()}, folder / "model.safetensors")
+    check("is of torch.int32, not of floating point")
+    (folder / "config.json").write_text("[" * 100_000)
+    check("config.json: is not JSON (maximum recursion depth exceeded")
 
 
 def test_what_transformers_does_not_have(tmp_path):

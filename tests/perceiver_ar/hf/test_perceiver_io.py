@@ -14,6 +14,8 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
+    Trainer,
+    TrainingArguments,
     pipeline,
 )
 
@@ -73,6 +75,28 @@ def test_losses_are_those_of_the_labels() -> None:
         torch.testing.assert_close(output.loss, cross_entropy(output.logits, torch.tensor([2, 0])))
 
 
+@pytest.mark.parametrize("kind", ["masked_lm", "text_classifier", "optical_flow"])
+def test_trainer_accumulates_gradients_of_the_mean_loss(kind: str, tmp_path: Path) -> None:
+    labels = {"masked_lm": torch.arange(10), "text_classifier": torch.tensor(2), "optical_flow": torch.ones(8, 12, 2)}
+    rows = [{name: rows[i] for name, rows in inputs(kind, 4).items()} | {"labels": labels[kind]} for i in range(4)]
+    norms = []
+    for accumulation in (1, 4):
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path),
+            max_steps=1,
+            per_device_train_batch_size=4 // accumulation,
+            gradient_accumulation_steps=accumulation,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+        )
+        trainer = Trainer(build(kind), arguments, train_dataset=rows)
+        trainer.train()
+        norms.append(trainer.state.log_history[0]["grad_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
 def test_the_loss_of_flow_is_the_end_point_error_where_it_is_known() -> None:
     model = build("optical_flow")
     flow = FLOW_SCALE * model(**inputs("optical_flow")).logits
@@ -112,6 +136,11 @@ def test_labels_lie_in_the_configuration(tmp_path: Path) -> None:
         (dict(num_classes=3, id2label={0: "a", 1: "b"}), "id2label names 2 classes, num_classes is 3"),
         (dict(encoder={"latents": 3}), "encoder: latents: no field of EncoderConfig"),
         (dict(encoder={"num_latents": 0}), r"encoder: num_latents \(0\) must be at least 1"),
+        (dict(encoder={"num_latents": True}), "encoder: num_latents cannot be True"),
+        (dict(encoder={"mlp": "relu"}), "encoder: mlp cannot be 'relu'"),
+        (dict(decoder=None), "decoder cannot be None"),
+        (dict(encoder=[3]), r"encoder cannot be \(3,\)"),
+        (dict(max_seq_len=2.5), "max_seq_len cannot be 2.5"),
     ],
 )
 def test_configurations_that_make_no_model_are_refused(values: dict[str, object], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -55,6 +56,21 @@ def test_other_shapes_are_cut_to_the_middle(tmp_path) -> None:
     clip = read_clip(tmp_path / "wide.mp4", ClipShape(4, 16, 16, 8000, frames_per_second=4))
     assert clip.audio is None
     assert clip.video[:, 0, :, 2:-2].min() > 200 and clip.video[:, 2].max() < 60
+
+
+def test_clips_that_say_they_are_turned_are_turned(tmp_path) -> None:
+    """As telephones write them: what was above is stored on the left."""
+    video = np.zeros((2, 32, 96, 3), np.uint8)
+    video[:, :, :48] = 255
+    with av.open(tmp_path / "upright.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=4)
+        stream.height, stream.width, stream.pix_fmt = 32, 96, "yuv420p"
+        stream.set_display_rotation(-90)
+        for image in video:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    clip = read_clip(tmp_path / "upright.mp4", ClipShape(2, 48, 16, 4000, frames_per_second=4))
+    assert clip.video[:, :, 2:22].min() > 200 and clip.video[:, :, 26:].max() < 60
 
 
 def test_damaged_files_are_refused_by_name(file, tmp_path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from perceiver_ar.hf import PerceiverIOForOpticalFlow
 from perceiver_ar.processors.flow.__main__ import main
@@ -127,13 +128,13 @@ def test_videos_that_end_too_early_are_warned_of(
         ("in.mp4 --out x.mp4 --max-flow nan", "--max-flow: must be a positive number of pixels, not nan"),
         ("in.mp4 --out x.mp4 --micro-batch 0", "--micro-batch: must be at least 1, not 0"),
         ("in.mp4 --out x.gif --flo frames", "; frames: exists; choose another name, or remove it"),
-        (
-            "in.mp4 --out x.mp4 --model text",
-            "text/config.json: model_type must be 'perceiver-optical-flow', not 'bert'",
-        ),
-        ("in.mp4 --out x.mp4 --model theirs", ": convert it with `python -m perceiver_ar.convert`"),
+        ("in.mp4 --out x.mp4 --flo x.mp4", "--out, --flo: are both x.mp4, give them different names"),
+        ("in.mp4 --out x.mp4 --model text", "text/config.json: is a model of type bert, not a Perceiver"),
         ("in.mp4 --out x.mp4 --model frames", "frames/config.json: no such file"),
-        ("in.mp4 --out x.mp4 --model damaged", "damaged: cannot be loaded: "),
+        ("in.mp4 --out x.mp4 --model classifier", "classifier: is no model of optical flow"),
+        ("in.mp4 --out x.mp4 --model mistyped", "mistyped/config.json: image_shape cannot be 5"),
+        ("in.mp4 --out x.mp4 --model lacking", "lacking: weight output.weight is absent, by the model's"),
+        ("in.mp4 --out x.mp4 --model damaged", "model.safetensors: is damaged ("),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
@@ -145,10 +146,20 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     write_frames(tmp_path / "one.mp4", 1)
     Image.new("RGB", (30, 20)).save("a.png")
     Image.new("RGB", (31, 20)).save("wide.png")
-    for folder, kind in {"text": "bert", "theirs": "perceiver", "damaged": "perceiver-optical-flow"}.items():
+    made_of = json.loads((model / "config.json").read_text())
+    for folder, config in {
+        "text": {"model_type": "bert"},
+        "classifier": {"model_type": "perceiver-image-classifier"},
+        "mistyped": {"model_type": "perceiver-optical-flow", "image_shape": 5},
+        "lacking": made_of,
+        "damaged": made_of,
+    }.items():
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "config.json").write_text(json.dumps({"model_type": kind}))
+        (tmp_path / folder / "config.json").write_text(json.dumps(config))
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"damaged")
+    weights = load_file(model / "model.safetensors")
+    del weights["model.output.weight"]
+    save_file(weights, tmp_path / "lacking" / "model.safetensors")
     before = sorted(tmp_path.rglob("*"))
 
     with pytest.raises((OSError, ValueError)) as caught:

@@ -53,7 +53,7 @@ def test_the_crop_is_central_and_of_the_shape_wanted():
 
 def test_files_of_any_mode_become_the_channels_asked_for():
     colour = Image.fromarray(photo(20, 30))
-    assert torch.equal(decode_image(encoded(colour), 3), torch.from_numpy(np.asarray(colour)).permute(2, 0, 1))
+    assert torch.equal(decode_image(encoded(colour), 3), torch.from_numpy(np.array(colour)).permute(2, 0, 1))
     gray = decode_image(encoded(colour.convert("L")), 3)
     assert gray.shape == (3, 20, 30) and torch.equal(gray[0], gray[1]) and torch.equal(gray[0], gray[2])
     for mode, channels in [("RGBA", 3), ("P", 3), ("CMYK", 3), ("1", 1), ("RGB", 1), ("RGB", 4)]:
@@ -63,7 +63,8 @@ def test_files_of_any_mode_become_the_channels_asked_for():
 
 def test_sixteen_bits_are_scaled_to_eight():
     levels = np.array([[0, 256, 65535]], dtype=np.uint16)
-    assert decode_image(encoded(Image.fromarray(levels)), 1).flatten().tolist() == [0, 1, 255]
+    for format in ("PNG", "PPM", "TIFF"):
+        assert decode_image(encoded(Image.fromarray(levels), format=format), 1).flatten().tolist() == [0, 1, 255]
 
 
 def test_a_photograph_taken_on_its_side_is_turned():
@@ -95,3 +96,10 @@ def test_what_is_no_image_says_so(tmp_path):
 def test_arrays_of_another_kind_are_refused(image, reason):
     with pytest.raises(ValueError, match=reason):
         image_tensor(image, 3)
+
+
+def test_names_and_channels_that_no_image_has_are_refused():
+    with pytest.raises(ValueError, match="must be Pillow's, an array or a tensor, not str"):
+        image_tensor("a.png", 3)
+    with pytest.raises(ValueError, match="a Pillow image has 1, 3 or 4 channels, the model reads 2"):
+        image_tensor(Image.new("RGB", (8, 8)), 2)

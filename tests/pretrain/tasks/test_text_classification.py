@@ -133,7 +133,7 @@ def test_a_bad_file_is_named(tmp_path):
 def test_what_is_no_data_is_refused(tmp_path):
     path = write_file(tmp_path / "texts.csv")
     cases = {
-        r"data.folder: .* has no folder 'train'": {"folder": tmp_path},
+        r"data.folder: .* has no split 'train'": {"folder": tmp_path},
         r"data.text_column: .* has no column 'review'; there are text, label": {
             "dataset": str(path), "text_column": "review"
         },
@@ -154,12 +154,13 @@ def test_what_is_no_data_is_refused(tmp_path):
 def test_a_run_is_refused_for_what_is_wrong_with_it(tmp_path):
     root = write_folder(tmp_path)
     assert list(open_task(config(root)).problems(1)) == []
-    too_small = config(root, model={"vocab_size": 200, "freeze_encoder": True}, train={"global_batch": 8})
+    too_small = config(root, model={"vocab_size": 200}, train={"global_batch": 8})
     assert list(open_task(too_small).problems(1)) == [
         "model.vocab_size: 200 is too small, tokenizer bytes has 262 ids",
         "train.global_batch: 8 is more than the 4 training texts",
-        "model.freeze_encoder: needs model.init_from: random weights would stay random",
     ]
+    with pytest.raises(InputError, match=r"^model.freeze_encoder needs init_from: random weights would stay random$"):
+        config(root, model={"freeze_encoder": True})
     with pytest.raises(InputError, match=r"^data.labels has 3 names, model.num_classes is 2$"):
         config(root, data={"labels": ["a", "b", "c"]})
     with pytest.raises(InputError, match=r"^data.labels: names a class twice: a, a$"):
