@@ -161,7 +161,11 @@ def _scores(q: Tensor, k: Tensor, allowed: Tensor | None) -> Tensor:
 def _reference(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, dropout: float) -> tuple[Tensor, Tensor]:
     scores = _scores(q, k, allowed)
     lse = scores.logsumexp(-1)
-    weights = (scores - lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1)).exp()
+    if allowed is None:
+        weights = scores.softmax(-1)
+    else:  # of a row that sees nothing, softmax would make NaN
+        empty = (lse == -torch.inf).unsqueeze(-1)
+        weights = scores.masked_fill(empty, 0).softmax(-1).masked_fill(empty, 0)
     return (F.dropout(weights, dropout) @ v.to(weights.dtype)).to(q.dtype), lse
 
 
