@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from pydantic import field_validator
 
 from pretrain.config import RunConfig
 from pretrain.errors import InputError, Unavailable
-from pretrain.initial_weights import architecture_misfits, load_initial_weights
+from pretrain.initial_weights import architecture_misfits, inherit, initial_architecture, load_initial_weights
 from pretrain.preflight import has_begun
+from pretrain.schema import merged, resolve_preset
 
 if TYPE_CHECKING:  # bad input is not to wait for torch
     from torch import nn
@@ -16,6 +20,27 @@ if TYPE_CHECKING:  # bad input is not to wait for torch
     from pretrain.tasks.task import CostTable
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+
+class PerceiverIORunConfig(RunConfig):
+    """A run whose `model` may be a preset, or what the model tells that it starts from."""
+
+    architecture: ClassVar[Any]
+    """The dataclass that the model is built from."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    @field_validator("model", mode="before", check_fields=False)
+    @classmethod
+    def _with_defaults(cls, value: Any) -> Any:
+        """What a file leaves out of encoder or decoder is as in the preset, or else as in `architecture`."""
+        if isinstance(value, dict) and "preset" not in value:
+            parts: dict[str, Any] = {f.name: f.default for f in fields(cls.architecture) if is_dataclass(f.default)}
+            value = merged({name: asdict(part) for name, part in parts.items() if name in value}, value)
+        return resolve_preset(value, cls.presets)
+
+    @classmethod
+    def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return inherit(data, initial_architecture(data, cls.architecture))
 
 
 class PerceiverIOTask(Generic[ConfigT]):

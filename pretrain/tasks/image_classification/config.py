@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt, ValidationInfo, field_validator
 
 from perceiver_ar.models.perceiver_config import ImageClassifierConfig, presets_of
 from pretrain.config import ExampleRunConfig, Fraction
-from pretrain.initial_weights import inherit, initial_architecture
-from pretrain.schema import Location, Section, resolve_preset
+from pretrain.schema import Location, Section
 from pretrain.tasks.labelled import LabelledDataSection, Name
+from pretrain.tasks.perceiver_io import PerceiverIORunConfig
 
 Channels = Annotated[tuple[float, ...], Field(min_length=1)]
 """One number for each channel, or one for them all."""
@@ -91,16 +91,14 @@ class AugmentationSection(Section):
         return self.mixup > 0 or self.cutmix > 0
 
 
-class ImageClassificationConfig(ExampleRunConfig):
+class ImageClassificationConfig(ExampleRunConfig, PerceiverIORunConfig):
+    architecture = ImageClassifierConfig
+    presets = presets_of(ImageClassifierConfig)
+
     task: Literal["image_classification"]
     model: ModelSection
     data: DataSection
     augmentation: AugmentationSection = AugmentationSection()
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _resolve_preset(cls, value: Any) -> Any:
-        return resolve_preset(value, presets_of(ImageClassifierConfig))
 
     @field_validator("model")
     @classmethod
@@ -128,7 +126,3 @@ class ImageClassificationConfig(ExampleRunConfig):
         if train and value.mixes and train.micro_batch % 2:
             raise ValueError(f"mixup and cutmix mix pairs: train.micro_batch must be even, not {train.micro_batch}")
         return value
-
-    @classmethod
-    def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
-        return inherit(data, initial_architecture(data, ImageClassifierConfig))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from perceiver_ar.models.perceiver_config import MaskedLMConfig, presets_of
 from pretrain.config import Count, Fraction
 from pretrain.corpus.config import CorpusRunConfig, DataSection
-from pretrain.initial_weights import inherit, initial_architecture
-from pretrain.schema import Location, Section, resolve_preset
+from pretrain.schema import Location, Section
+from pretrain.tasks.perceiver_io import PerceiverIORunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +50,13 @@ class MaskingSection(Section):
         return self
 
 
-class MaskedLMRunConfig(CorpusRunConfig):
+class MaskedLMRunConfig(CorpusRunConfig, PerceiverIORunConfig):
+    architecture = MaskedLMConfig
+    presets = presets_of(MaskedLMConfig)
+
     task: Literal["masked_lm"]
     model: ModelSection
     masking: MaskingSection = MaskingSection()
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _resolve_preset(cls, value: Any) -> Any:
-        return resolve_preset(value, presets_of(MaskedLMConfig))
 
     @field_validator("data")
     @classmethod
@@ -68,11 +66,6 @@ class MaskedLMRunConfig(CorpusRunConfig):
         if value.segments:
             raise ValueError("segments must be false, latents read all of a window: use data.windows crop")
         return value
-
-    @classmethod
-    def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
-        found = initial_architecture(data, MaskedLMConfig)
-        return inherit(data, {field.name: found[field.name] for field in fields(MaskedLMConfig) if field.name in found})
 
     @property
     def vocab_size(self) -> int:

@@ -10,8 +10,9 @@ import torch
 
 from perceiver_ar.models.multimodal import UNKNOWN_CLASS
 from perceiver_ar.processors.clips import Clip
-from pretrain.tasks.examples import ExampleBatch, sample_generator
+from pretrain.tasks.examples import ExampleBatch, ExampleData, sample_generator
 from pretrain.tasks.multimodal.config import MultimodalRunConfig
+from pretrain.tasks.task import Record
 
 
 class Clips(Protocol):
@@ -82,3 +83,16 @@ class ClipExamples:
             "video_points": draw.integers(model.num_pixels, size=loss.pixels),
             "audio_points": draw.integers(model.num_audio_patches, size=loss.audio_patches),
         }
+
+
+class ClipData(ExampleData):
+    """Clips to train and to validate on; a checkpoint remembers what their classes are called, if they have any."""
+
+    def __init__(self, config: MultimodalRunConfig, train: Clips, validation: Clips) -> None:
+        super().__init__(
+            config, ClipExamples(train, config, training=True), ClipExamples(validation, config, training=False)
+        )
+        self._classes = train.classes
+
+    def describe(self) -> Record:
+        return super().describe() | ({"labels": list(self._classes)} if self._classes else {})

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationInfo, field_validator, model_validator
 
 from perceiver_ar.models.multimodal_config import MULTIMODAL_PRESETS, MultimodalConfig
 from perceiver_ar.processors.clips import ClipShape
 from pretrain.config import ExampleRunConfig, Fraction
-from pretrain.initial_weights import inherit, initial_architecture
-from pretrain.schema import FilePath, Location, Section, resolve_preset
+from pretrain.schema import FilePath, Location, Section
+from pretrain.tasks.perceiver_io import PerceiverIORunConfig
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -76,12 +76,15 @@ class MaskingSection(Section):
 
 
 class LossSection(Section):
-    """What a clip's loss is the sum of: the paper's weights by default."""
+    """What a clip's loss is the sum of: the paper's errors and weights by default."""
 
+    error: Literal["absolute", "squared"] = "absolute"
+    """Of pixels and samples. What covers less than half of a picture leaves the best absolute error as it is, until a
+    model knows where it is: small models, and clips with small things in them, learn from squared errors."""
     video: NonNegativeFloat = 0.03
-    """Weight of the mean absolute error of pixels, which are between 0 and 1."""
+    """Weight of the mean error of pixels, which are between 0 and 1."""
     audio: NonNegativeFloat = 1.0
-    """Weight of the mean absolute error of samples, which are between -1 and 1."""
+    """Weight of the mean error of samples, which are between -1 and 1."""
     label: NonNegativeFloat = 1e-4
     """Weight of the cross-entropy of the class."""
     pixels: PositiveInt = 512
@@ -90,17 +93,15 @@ class LossSection(Section):
     """Likewise."""
 
 
-class MultimodalRunConfig(ExampleRunConfig):
+class MultimodalRunConfig(ExampleRunConfig, PerceiverIORunConfig):
+    architecture = MultimodalConfig
+    presets = MULTIMODAL_PRESETS
+
     task: Literal["multimodal"]
     model: ModelSection
     data: DataSection
     masking: MaskingSection = MaskingSection()
     loss: LossSection = LossSection()
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _resolve_preset(cls, value: Any) -> Any:
-        return resolve_preset(value, MULTIMODAL_PRESETS)
 
     @field_validator("data")
     @classmethod
@@ -115,10 +116,6 @@ class MultimodalRunConfig(ExampleRunConfig):
                 f"{model.num_audio_samples} samples in {model.video_shape[0]} frames: it must be a whole number"
             )
         return value
-
-    @classmethod
-    def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
-        return inherit(data, initial_architecture(data, MultimodalConfig))
 
     @property
     def clip_shape(self) -> ClipShape:

@@ -12,6 +12,7 @@ from pretrain.tasks.multimodal.config import LossSection
 from pretrain.tasks.objective import Objective
 from pretrain.tasks.task import TaskOutput
 
+ERRORS = {"absolute": torch.abs, "squared": torch.square}
 LEAST_SQUARED_ERROR = 1e-10
 """A hundred decibels: more is not measured."""
 
@@ -34,10 +35,10 @@ class MultimodalObjective(Objective):
         else:
             made = self.model.reconstruct(self.model.encode(video, audio, label, clips["hidden"]))
         made_video, made_audio, logits = (part.float() for part in made)
-        weights = self.weights
+        weights, error = self.weights, ERRORS[self.weights.error]
         losses = (
-            weights.video * _mean((made_video - video).abs())
-            + weights.audio * _mean((made_audio - audio).abs())
+            weights.video * _mean(error(made_video - video))
+            + weights.audio * _mean(error(made_audio - audio))
             + weights.label * F.cross_entropy(logits, label, ignore_index=UNKNOWN_CLASS, reduction="none")
         )
         measures = {}

@@ -12,8 +12,7 @@ from pretrain.tasks.perceiver_io import PerceiverIOTask
 
 if TYPE_CHECKING:  # bad input is not to wait for torch
     from pretrain.distributed import Ranks
-    from pretrain.tasks.examples import ExampleData
-    from pretrain.tasks.multimodal.clips import Clips
+    from pretrain.tasks.multimodal.clips import ClipData, Clips
     from pretrain.tasks.multimodal.objective import MultimodalObjective
 
 
@@ -41,8 +40,10 @@ class MultimodalTask(PerceiverIOTask[MultimodalRunConfig]):
         if train.classes and len(train.classes) < (known := self._config.model.num_classes):
             yield f"model.num_classes: {known}, of which the data has {len(train.classes)}"
 
-    def open_data(self, ranks: Ranks) -> ExampleData:
-        return ranks.together(self._open_data)
+    def open_data(self, ranks: Ranks) -> ClipData:
+        from pretrain.tasks.multimodal.clips import ClipData
+
+        return ranks.together(lambda: ClipData(self._config, *self._splits))
 
     def build(self) -> MultimodalObjective:
         from perceiver_ar.models.multimodal import MultimodalAutoencoder
@@ -67,17 +68,6 @@ class MultimodalTask(PerceiverIOTask[MultimodalRunConfig]):
             points = (torch.zeros(1, count, dtype=torch.int64) for count in (loss.pixels, loss.audio_patches))
         forward = forward_flops_of(lambda: MultimodalAutoencoder(model), *clip, label, *points)
         return 3 * forward * self.step_targets()
-
-    def _open_data(self) -> ExampleData:
-        from pretrain.tasks.examples import ExampleData
-        from pretrain.tasks.multimodal.clips import ClipExamples
-
-        train, validation = self._splits
-        return ExampleData(
-            self._config,
-            ClipExamples(train, self._config, training=True),
-            ClipExamples(validation, self._config, training=False),
-        )
 
     def _data_problems(self) -> Iterator[str]:
         train, validation = self._splits

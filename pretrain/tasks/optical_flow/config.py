@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationInfo, field_validator
 
 from perceiver_ar.models.perceiver_config import OpticalFlowConfig, presets_of
 from pretrain.config import Count, ExampleRunConfig, Fraction
-from pretrain.initial_weights import inherit, initial_architecture
-from pretrain.schema import FilePath, Location, Section, resolve_preset
+from pretrain.schema import FilePath, Location, Section
+from pretrain.tasks.perceiver_io import PerceiverIORunConfig
 
 PATCH_CHANNELS = 27
 """Of 3 x 3 pixels of 3 colours, which is what frames are made into."""
@@ -124,16 +124,14 @@ class AugmentationSection(Section):
     """Largest standard deviation, in levels of 0 to 255."""
 
 
-class OpticalFlowRunConfig(ExampleRunConfig):
+class OpticalFlowRunConfig(ExampleRunConfig, PerceiverIORunConfig):
+    architecture = OpticalFlowConfig
+    presets = presets_of(OpticalFlowConfig)
+
     task: Literal["optical_flow"]
     model: ModelSection
     data: DataSection
     augmentation: AugmentationSection = AugmentationSection()
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _resolve_preset(cls, value: Any) -> Any:
-        return resolve_preset(value, presets_of(OpticalFlowConfig))
 
     @field_validator("model")
     @classmethod
@@ -150,7 +148,3 @@ class OpticalFlowRunConfig(ExampleRunConfig):
             # Ranks gather weights together: all would need frames of as many tiles.
             raise ValueError("frames of different sizes are not scored under train.zero.stage 3, take 0, 1 or 2")
         return value
-
-    @classmethod
-    def complete(cls, data: dict[str, Any]) -> dict[str, Any]:
-        return inherit(data, initial_architecture(data, OpticalFlowConfig))

@@ -10,8 +10,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from perceiver_ar.models.perceiver_config import MaskedLMConfig, TextClassifierConfig, presets_of
 from pretrain.config import ExampleRunConfig
 from pretrain.initial_weights import inherit, initial_architecture
-from pretrain.schema import Location, resolve_preset
+from pretrain.schema import Location
 from pretrain.tasks.labelled import LabelledDataSection, Name
+from pretrain.tasks.perceiver_io import PerceiverIORunConfig
 
 FROM_MASKED_LM = ("vocab_size", "max_seq_len", "num_input_channels", "encoder")
 """Fields that a classifier has in common with the masked language model that it starts from."""
@@ -60,15 +61,13 @@ class DataSection(LabelledDataSection):
         return value
 
 
-class TextClassificationConfig(ExampleRunConfig):
+class TextClassificationConfig(ExampleRunConfig, PerceiverIORunConfig):
+    architecture = TextClassifierConfig
+    presets = PRESETS
+
     task: Literal["text_classification"]
     model: ModelSection
     data: DataSection
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _resolve_preset(cls, value: Any) -> Any:
-        return resolve_preset(value, PRESETS)
 
     @field_validator("model")
     @classmethod

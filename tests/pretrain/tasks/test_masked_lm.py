@@ -246,6 +246,11 @@ def test_what_cannot_be_masked_is_refused(corpus):
     assert list(open_task(config(corpus)).problems(1)) == []
 
 
+def test_what_a_decoder_leaves_out_is_as_in_masked_language_models(corpus):
+    decoder = config(corpus, model={"decoder": {"cross_attention_heads": 2}}).model.decoder
+    assert (decoder.cross_attention_heads, decoder.cross_attention_residual) == (2, False)
+
+
 def test_flops_of_a_step_grow_with_the_batch(corpus):
     one, two = (open_task(config(corpus, train={"global_batch": rows})).step_flops() for rows in (4, 8))
     assert two == 2 * one > 0

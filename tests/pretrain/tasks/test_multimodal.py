@@ -12,7 +12,7 @@ from perceiver_ar.processors.clips import Clip, write_clip
 from pretrain.config import load_config, read_config
 from pretrain.errors import InputError
 from pretrain.tasks import open_task
-from pretrain.tasks.multimodal.clips import ClipExamples
+from pretrain.tasks.multimodal.clips import ClipData, ClipExamples
 from pretrain.tasks.multimodal.config import LossSection
 from pretrain.tasks.multimodal.folder import VideoFolder
 from pretrain.tasks.multimodal.objective import MultimodalObjective
@@ -182,6 +182,26 @@ def test_parts_of_the_loss_weigh_as_configured() -> None:
         error = (made.video - batch.tensors["video"] / 255).abs().mean((1, 2, 3, 4))
         torch.testing.assert_close(loss(1, 0, 0), error)
         torch.testing.assert_close(loss(2, 3, 4), 2 * error + 3 * loss(0, 1, 0) + 4 * loss(0, 0, 1))
+
+
+def test_errors_are_squared_where_asked() -> None:
+    run = config()
+    examples = ClipExamples(SyntheticClips(0, 8, run.clip_shape), run, training=False)
+    model = open_task(run).build().model
+    batch = examples.batch(np.arange(4), -1 - np.arange(4))
+    with torch.no_grad():
+        squared = MultimodalObjective(model, LossSection(error="squared", video=1, audio=0, label=0))(batch)
+        made = model.reconstruct(model.encode(batch.tensors["video"] / 255, batch.tensors["audio"]))
+    errors = (made.video - batch.tensors["video"] / 255).square().mean((1, 2, 3, 4))
+    torch.testing.assert_close(squared.losses[:, 0], errors)
+
+
+def test_a_checkpoint_knows_what_classes_are_called(folder) -> None:
+    run = folder_config(folder)
+    train, validation = (VideoFolder(folder, split, run.clip_shape) for split in ("train", "validation"))
+    assert ClipData(run, train, validation).describe()["labels"] == ["cat", "dog"]
+    unnamed = VideoFolder(folder / "train", "dog", run.clip_shape)
+    assert "labels" not in ClipData(run, unnamed, unnamed).describe()
 
 
 @pytest.mark.parametrize(
