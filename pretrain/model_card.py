@@ -170,12 +170,12 @@ def _draw_validation(release: Release, path: Path) -> bool:
 
 
 def _architecture(model: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Fields and their values; those of parts with the part's name before theirs."""
+    """Fields that say something and their values; those of parts with the part's name before theirs."""
     for field in fields(model):
         value = getattr(model, field.name)
         if is_dataclass(value):
             yield from _architecture(value, f"{prefix}{field.name}.")
-        else:
+        elif value is not None:
             yield f"`{prefix}{field.name}`", str(list(value) if isinstance(value, tuple) else value)
 
 
