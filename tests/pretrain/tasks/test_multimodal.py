@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from perceiver_ar.processors.clips import Clip, write_clip
+from perceiver_ar.processors.clips import Clip
 from pretrain.config import load_config, read_config
 from pretrain.errors import InputError
 from pretrain.tasks import open_task
@@ -17,6 +17,7 @@ from pretrain.tasks.multimodal.config import LossSection
 from pretrain.tasks.multimodal.folder import VideoFolder
 from pretrain.tasks.multimodal.objective import MultimodalObjective
 from pretrain.tasks.multimodal.synthetic import CLASSES, SyntheticClips
+from tests.perceiver_ar.processors.clip_files import write_clip
 
 ROOT = Path(__file__).parents[3]
 WORKER = ROOT / "tests" / "pretrain" / "train_worker.py"
