@@ -88,7 +88,7 @@ class MultimodalConfig:
         if self.num_audio_samples % self.audio_patch:
             yield f"num_audio_samples ({self.num_audio_samples}) must divide into patches of {self.audio_patch}"
         yield from self.encoder.problems_with_inputs(self.input_channels)
-        yield from self.decoder.problems_with_latents(self.encoder.latent_channels)
+        yield from self.decoder.problems_with(self.query_channels, self.encoder.latent_channels)
 
     @property
     def video_grid(self) -> tuple[int, ...]:

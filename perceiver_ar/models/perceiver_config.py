@@ -51,7 +51,7 @@ class MaskedLMConfig:
     def _problems(self) -> Iterator[str]:
         yield from too_small(self, ("vocab_size", "max_seq_len", "num_input_channels", "num_query_channels"))
         yield from self.encoder.problems_with_inputs(self.num_input_channels)
-        yield from self.decoder.problems_with_latents(self.encoder.latent_channels)
+        yield from self.decoder.problems_with(self.query_channels, self.encoder.latent_channels)
         if self.query_channels != self.num_input_channels and self.tied_output:
             yield "num_query_channels other than num_input_channels needs tied_output: false"
 
@@ -83,7 +83,7 @@ class TextClassifierConfig:
         sizes = ("vocab_size", "max_seq_len", "num_input_channels", "num_classes", "num_query_channels")
         yield from too_small(self, sizes)
         yield from self.encoder.problems_with_inputs(self.num_input_channels)
-        yield from self.decoder.problems_with_latents(self.encoder.latent_channels)
+        yield from self.decoder.problems_with(self.query_channels, self.encoder.latent_channels)
 
     @property
     def query_channels(self) -> int:
@@ -141,7 +141,7 @@ class ImageClassifierConfig:
             yield "num_query_channels needs a decoder"
         yield from self.encoder.problems_with_inputs(self.input_channels)
         if self.decoder is not None:
-            yield from self.decoder.problems_with_latents(self.encoder.latent_channels)
+            yield from self.decoder.problems_with(self.query_channels, self.encoder.latent_channels)
 
     @property
     def feature_shape(self) -> tuple[int, ...]:
@@ -203,7 +203,7 @@ class OpticalFlowConfig:
             yield f"rescale_factor ({self.rescale_factor}) must be positive"
         yield from shape_problems(self)
         yield from self.encoder.problems_with_inputs(self.input_channels)
-        yield from self.decoder.problems_with_latents(self.encoder.latent_channels)
+        yield from self.decoder.problems_with(self.input_channels, self.encoder.latent_channels)
 
     @property
     def resolution(self) -> tuple[int, ...]:

@@ -140,7 +140,9 @@ class DecoderConfig:
         yield from fraction_problems(self, ("attention_dropout", "residual_dropout"))
         yield from scale_problems(self)
 
-    def problems_with_latents(self, latent_channels: int) -> Iterator[str]:
-        """What is wrong for latents of so many channels, a line each."""
+    def problems_with(self, query_channels: int, latent_channels: int) -> Iterator[str]:
+        """What is wrong for queries and latents of so many channels, a line each."""
+        if 0 < self.widening * query_channels < 1:
+            yield f"decoder.widening ({self.widening}) must leave at least 1 hidden channel"
         qk = self.qk_channels or latent_channels
         yield from head_problems("decoder", self.cross_attention_heads, qk, self.v_channels)

@@ -70,6 +70,7 @@ SMALL = EncoderConfig(num_latents=4, latent_channels=8, self_attention_heads=2, 
         (partial(EncoderConfig, cross_attention_qk_channels=0), "cross_attention_qk_channels (0) must be at least 1"),
         (partial(EncoderConfig, sequence_dropout=1.0), "sequence_dropout (1.0) must be in [0, 1)"),
         (partial(EncoderConfig, cross_attention_widening=0.0), "cross_attention_widening (0.0) must leave at least 1"),
+        (partial(OpticalFlowConfig, decoder=DecoderConfig(widening=1e-4)), "decoder.widening (0.0001) must leave at"),
         (partial(DecoderConfig, widening=0.0, init_scale=0.0), "widening (0.0) must be positive; init_scale (0.0)"),
         (
             partial(ImageClassifierConfig, encoder=EncoderConfig(cross_attention_heads=2)),
