@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
@@ -82,9 +82,14 @@ def sample_generator(seed: int, sample: int) -> np.random.Generator:
 
 
 class ExampleData:
-    """Shuffled epochs of training examples, and validation examples as they are."""
+    """Shuffled epochs of training examples, and validation examples as they are.
 
-    def __init__(self, config: ExampleRunConfig, train: Examples, validation: Examples) -> None:
+    A checkpoint remembers `labels`, what their classes are called, if they have any.
+    """
+
+    def __init__(
+        self, config: ExampleRunConfig, train: Examples, validation: Examples, labels: Sequence[str] = ()
+    ) -> None:
         """Raises InputError where there are fewer training examples than a step takes, or none to validate on."""
         batch = config.train.global_batch
         if len(train) < batch:
@@ -92,6 +97,7 @@ class ExampleData:
         if len(validation) == 0:
             raise InputError("data: there are no validation examples")
         self._config, self._train, self._validation = config, train, validation
+        self._labels = list(labels)
         self._order = SampleOrder(len(train), order_key(train.fingerprint, config.run.seed), SHUFFLED_TOGETHER)
 
     def reader(self, ranks: Ranks, progress: Progress) -> StepReader:
@@ -125,7 +131,8 @@ class ExampleData:
         return False
 
     def describe(self) -> Record:
-        return {"fingerprints": {"train": self._train.fingerprint, "validation": self._validation.fingerprint}}
+        fingerprints = {"train": self._train.fingerprint, "validation": self._validation.fingerprint}
+        return {"fingerprints": fingerprints} | ({"labels": self._labels} if self._labels else {})
 
     def place(self, sample: int) -> Record:
         [number] = self._order.index(np.array([sample]))

@@ -56,7 +56,7 @@ def test_an_exported_model_is_the_trained_one(
         if weight.is_floating_point():
             assert torch.equal(model.model.state_dict()[name], weight), name
     card = ModelCard.load(out / "README.md")
-    assert f'"{out}"' in card.text and "| `encoder.num_latents` | 4 |" in card.text
+    assert f'"{out}"' in card.text and "| `encoder.num_latents` | 4 |" in card.text and "| None |" not in card.text
     assert "| validation | loss | 2.5000 |" in card.text and "![Validation loss]" in card.text
     assert json.loads((out / "training.json").read_text())["step"] == STEP
 

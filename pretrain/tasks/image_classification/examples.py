@@ -14,7 +14,6 @@ from pretrain.tasks.examples import ExampleBatch, ExampleData, sample_generator
 from pretrain.tasks.image_classification.augmentation import augment, mix_pairs
 from pretrain.tasks.image_classification.config import ImageClassificationConfig
 from pretrain.tasks.image_classification.sources import LabelledImages
-from pretrain.tasks.task import Record
 
 
 class ImageExamples:
@@ -71,8 +70,5 @@ class ImageData(ExampleData):
             config,
             ImageExamples(train, config, threads, augmented=True),
             ImageExamples(validation, config, threads, augmented=False),
+            train.classes,
         )
-        self._classes = train.classes
-
-    def describe(self) -> Record:
-        return super().describe() | {"labels": list(self._classes)}

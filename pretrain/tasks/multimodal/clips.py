@@ -12,7 +12,6 @@ from perceiver_ar.models.multimodal import UNKNOWN_CLASS
 from perceiver_ar.processors.clips import Clip
 from pretrain.tasks.examples import ExampleBatch, ExampleData, sample_generator
 from pretrain.tasks.multimodal.config import MultimodalRunConfig
-from pretrain.tasks.task import Record
 
 
 class Clips(Protocol):
@@ -86,13 +85,12 @@ class ClipExamples:
 
 
 class ClipData(ExampleData):
-    """Clips to train and to validate on; a checkpoint remembers what their classes are called, if they have any."""
+    """The clips of a run."""
 
     def __init__(self, config: MultimodalRunConfig, train: Clips, validation: Clips) -> None:
         super().__init__(
-            config, ClipExamples(train, config, training=True), ClipExamples(validation, config, training=False)
+            config,
+            ClipExamples(train, config, training=True),
+            ClipExamples(validation, config, training=False),
+            train.classes,
         )
-        self._classes = train.classes
-
-    def describe(self) -> Record:
-        return super().describe() | ({"labels": list(self._classes)} if self._classes else {})

@@ -49,18 +49,15 @@ class TextExamples:
 
 
 class TextData(ExampleData):
-    """Texts to train and to validate on; a checkpoint remembers how to read others, and what classes are called."""
+    """Texts to train and to validate on; a checkpoint remembers how to read others."""
 
     def __init__(self, config: TextClassificationConfig, train: LabelledTexts, validation: LabelledTexts) -> None:
         """Raises InputError where the tokenizer cannot be loaded."""
-        self._tokenizer, self._classes = load_tokenizer(config.data.tokenizer), train.classes
+        self._tokenizer = load_tokenizer(config.data.tokenizer)
         length = config.model.max_seq_len
-        super().__init__(config, *(TextExamples(texts, self._tokenizer, length) for texts in (train, validation)))
+        to_train, to_validate = (TextExamples(texts, self._tokenizer, length) for texts in (train, validation))
+        super().__init__(config, to_train, to_validate, train.classes)
 
     def describe(self) -> Record:
         tokenizer = self._tokenizer
-        return super().describe() | {
-            "tokenizer": tokenizer.name,
-            "tokenizer_hash": tokenizer.hash,
-            "labels": list(self._classes),
-        }
+        return super().describe() | {"tokenizer": tokenizer.name, "tokenizer_hash": tokenizer.hash}
